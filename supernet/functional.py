@@ -1,0 +1,170 @@
+"""The forward pass of a quantized Vision Transformer, shared by the supernet and by extracted subnets.
+
+Both hand the same values to the same operations, so an extracted subnet gives the supernet's outputs bit for bit.
+Shape suffixes: B images, T tokens, D channels, H heads, N channels of a head, C image channels, M hidden units.
+
+The activations are quantized where the hardware writes them to a buffer: the image, the normalised input of each
+linear, q, k and v, the mixed values, and the hidden units before and after GELU. The residual stream stays wide
+(16 bits in hardware, float here), as do the attention scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from torch import Tensor, nn
+
+from supernet.quantize import SMALLEST_SCALE, fake_quantize, qmax
+
+#: quantizes at a named site of the group at hand
+Quantizer = Callable[[str, Tensor], Tensor]
+
+
+class Linear(NamedTuple):
+    """A linear's effective (dequantized) weight (rows, inputs) and bias (rows,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x @ weight.T + bias`."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm(NamedTuple):
+    """Weight and bias of a LayerNorm, both (D,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x` normalised over its last dimension."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-6)
+
+
+class Observer:
+    """Collects the largest magnitude at each activation site while a model runs; an argument, never module state.
+
+    With `quantize=False` the sites pass their input on unchanged: the first calibration sees float activations.
+    """
+
+    def __init__(self, *, quantize: bool = True) -> None:
+        self.quantize = quantize
+        self.largest: dict[tuple[ActivationSites, int], Tensor] = {}
+
+    def record(self, sites: ActivationSites, index: int, x: Tensor) -> None:
+        """Notes the largest magnitude of `x` at one site."""
+        largest = x.detach().abs().amax()
+        seen = self.largest.get((sites, index))
+        self.largest[sites, index] = largest if seen is None else torch.maximum(seen, largest)
+
+    def update(self, *, momentum: float) -> None:
+        """Moves the scale of each site seen towards what was seen: `scale = m * scale + (1 - m) * largest / 127`."""
+        for (sites, index), largest in self.largest.items():
+            scale = largest.clamp(min=SMALLEST_SCALE) / sites.limit
+            sites.scale[index].mul_(momentum).add_(scale, alpha=1 - momentum)
+        self.largest.clear()
+
+
+class ActivationSites(nn.Module):
+    """Static per-tensor scales of a group of named activation sites."""
+
+    scale: Tensor
+
+    def __init__(self, names: tuple[str, ...], *, bits: int) -> None:
+        super().__init__()
+        self.names = names
+        self.limit = float(qmax(bits))
+        self.register_buffer("scale", torch.ones(len(names)))
+
+    def quantizer(self, observer: Observer | None) -> Quantizer:
+        """A function `(site, x)` that gives `x` as the hardware would see it there; `observer` watches."""
+
+        def quantize_at(site: str, x: Tensor) -> Tensor:
+            index = self.names.index(site)
+            if observer is not None:
+                observer.record(self, index, x)
+                if not observer.quantize:
+                    return x
+            return fake_quantize(x, self.scale[index], self.limit)
+
+        return quantize_at
+
+
+class Mix(Protocol):
+    """A token mixer on effective weights; see `attention`."""
+
+    def __call__(self, x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer) -> Tensor:
+        """The mixed tokens (B, T, D)."""
+        ...
+
+
+ATTENTION_SITES = ("q", "k", "v", "mixed")
+BLOCK_SITES = ("norm1", "norm2", "fc1", "gelu")
+STEM_SITES = ("image", "norm")
+
+
+def embed_patches(x_BCHW: Tensor, patch: Linear, cls_D: Tensor, position_TD: Tensor, *, patch_size: int) -> Tensor:
+    """Image to tokens (B, T, D): patches in row order after the class token, with position embeddings."""
+    weight = patch.weight.reshape(patch.weight.shape[0], x_BCHW.shape[1], patch_size, patch_size)
+    x_BTD = F.conv2d(x_BCHW, weight, patch.bias, stride=patch_size).flatten(2).transpose(1, 2)
+    cls_B1D = cls_D.expand(x_BTD.shape[0], 1, -1)
+    return torch.cat([cls_B1D, x_BTD], dim=1) + position_TD
+
+
+def attention(x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer) -> Tensor:
+    """Multi-head attention; the rows of qkv are ordered (head, q|k|v, channel), so a prefix keeps whole heads."""
+    batch, tokens, _ = x_BTD.shape
+    qkv_BTH3N = linears["qkv"](x_BTD).reshape(batch, tokens, -1, 3, head_dim)
+    q_BHTN, k_BHTN, v_BHTN = qkv_BTH3N.permute(3, 0, 2, 1, 4).unbind(0)
+    q_BHTN, k_BHTN, v_BHTN = quantizer("q", q_BHTN), quantizer("k", k_BHTN), quantizer("v", v_BHTN)
+    weights_BHTT = (q_BHTN @ k_BHTN.transpose(-2, -1) * head_dim**-0.5).softmax(dim=-1)
+    mixed_BTD = (weights_BHTT @ v_BHTN).transpose(1, 2).reshape(batch, tokens, -1)
+    return linears["proj"](quantizer("mixed", mixed_BTD))
+
+
+def feed_forward(x_BTD: Tensor, linears: dict[str, Linear], *, quantizer: Quantizer) -> Tensor:
+    """Two linears with GELU between; the hidden units are quantized on both sides of it (a table in hardware)."""
+    hidden_BTM = quantizer("fc1", linears["fc1"](x_BTD))
+    return linears["fc2"](quantizer("gelu", F.gelu(hidden_BTM)))
+
+
+def encoder_block(
+    x_BTD: Tensor,
+    *,
+    norm1: Norm,
+    norm2: Norm,
+    scale1: Tensor | None,
+    scale2: Tensor | None,
+    mix: Mix,
+    mixer: dict[str, Linear],
+    mlp: dict[str, Linear],
+    head_dim: int,
+    mixer_quantizer: Quantizer,
+    quantizer: Quantizer,
+) -> Tensor:
+    """A pre-norm encoder block with layer scaling (`scale1`, `scale2`: (D,) or None)."""
+    mixed_BTD = mix(quantizer("norm1", norm1(x_BTD)), mixer, head_dim=head_dim, quantizer=mixer_quantizer)
+    x_BTD = x_BTD + (mixed_BTD if scale1 is None else mixed_BTD * scale1)
+    out_BTD = feed_forward(quantizer("norm2", norm2(x_BTD)), mlp, quantizer=quantizer)
+    return x_BTD + (out_BTD if scale2 is None else out_BTD * scale2)
+
+
+def resize_images(x_BCHW: Tensor, image_size: int) -> Tensor:
+    """Images at `image_size` pixels, bilinear with antialiasing; unchanged if they have that size."""
+    if x_BCHW.shape[-1] == image_size and x_BCHW.shape[-2] == image_size:
+        return x_BCHW
+    return F.interpolate(x_BCHW, size=(image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def resize_position(position_TD: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1 + g*g, D) for a grid of `grid` x `grid` patches; the class token's stays."""
+    size = round((position_TD.shape[0] - 1) ** 0.5)
+    if size == grid:
+        return position_TD
+    square = position_TD[1:].T.reshape(1, -1, size, size)
+    resized = F.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([position_TD[:1], resized.flatten(2)[0].T], dim=0)

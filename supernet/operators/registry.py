@@ -1,0 +1,118 @@
+"""The seam for token mixers: what mixes tokens in a block, its lowering for the hardware beside its torch module.
+
+A `TokenMixer` is torch-free so that costs can be computed without loading torch; `module` names the class that the
+supernet builds, as "package.module:Class". Add one by a file that registers both, as `attention.py` does, or by an
+entry point of the group "quasar.operators" that resolves to a `TokenMixer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.registry import Registry
+from hwmodel.workload import GemmColumns, IntArray, VectorColumns
+
+Column = tuple[str, str, bool, IntArray, IntArray, IntArray, IntArray, IntArray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixerShapes:
+    """The shapes of one block's mixer in N subnets; arrays have shape (N,)."""
+
+    name: str  # prefix of layer names, "blocks.3"
+    tokens: IntArray
+    embed_dim: IntArray
+    num_heads: IntArray
+    head_dim: int
+    qkv_ratio: NDArray[np.float64]
+    proj_ratio: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class LayerColumns:
+    """Collects the aligned layers of N workloads while they are lowered."""
+
+    _gemms: list[tuple[str, str, bool, tuple[IntArray, ...]]] = field(default_factory=list)
+    _vectors: list[tuple[str, str, tuple[IntArray, ...]]] = field(default_factory=list)
+
+    def gemm(
+        self,
+        name: str,
+        kind: str,
+        *,
+        tokens: IntArray,
+        inputs: IntArray,
+        rows_high: IntArray,
+        rows_low: IntArray,
+        count: IntArray,
+        stored: bool = True,
+    ) -> None:
+        """Adds a matrix product; see `hwmodel.workload.Gemm` for the fields."""
+        self._gemms.append((name, kind, stored, (tokens, inputs, rows_high, rows_low, count)))
+
+    def vector(self, name: str, kind: str, *, tokens: IntArray, width: IntArray, count: IntArray) -> None:
+        """Adds a vector operation; see `hwmodel.workload.VectorOp`."""
+        self._vectors.append((name, kind, (tokens, width, count)))
+
+    def gemm_columns(self) -> GemmColumns:
+        """All matrix products so far as arrays (N, G)."""
+        tokens, inputs, rows_high, rows_low, count = _stack([arrays for *_, arrays in self._gemms])
+        return GemmColumns(
+            names=tuple(name for name, *_ in self._gemms),
+            kinds=tuple(kind for _, kind, *_ in self._gemms),
+            stored=tuple(stored for _, _, stored, _ in self._gemms),
+            tokens=tokens,
+            inputs=inputs,
+            rows_high=rows_high,
+            rows_low=rows_low,
+            count=count,
+        )
+
+    def vector_columns(self) -> VectorColumns:
+        """All vector operations so far as arrays (N, V)."""
+        tokens, width, count = _stack([arrays for *_, arrays in self._vectors])
+        return VectorColumns(
+            names=tuple(name for name, *_ in self._vectors),
+            kinds=tuple(kind for _, kind, _ in self._vectors),
+            tokens=tokens,
+            width=width,
+            count=count,
+        )
+
+
+def _stack(columns: list[tuple[IntArray, ...]]) -> list[IntArray]:
+    return [np.stack(np.broadcast_arrays(*arrays), axis=1) for arrays in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenMixer:
+    """A block operator.
+
+    `lower(layers, shapes, active)` adds the operator's layers, with a count of 0 where `active` (N,) is 0, and
+    returns the bytes of activations (N,) that it keeps alive at its peak, the residual stream not included.
+    `module` is the torch class; see `supernet.vit.ElasticAttention` for its interface.
+    """
+
+    lower: Callable[[LayerColumns, MixerShapes, IntArray], IntArray]
+    module: str
+
+    def load_module(self) -> Any:
+        """The torch class of this operator."""
+        module, _, name = self.module.partition(":")
+        return getattr(import_module(module), name)
+
+
+OPERATORS: Registry[TokenMixer] = Registry("operator", group="quasar.operators")
+
+
+def operator(name: str) -> TokenMixer:
+    """The operator called `name`; raises `UsageError` with the nearest name if there is none."""
+    import supernet.operators.attention  # noqa: F401  (registers itself)
+
+    return OPERATORS.get(name)

@@ -1,0 +1,71 @@
+"""Symmetric uniform quantization: weight rows with a precision each, static 8-bit activations.
+
+A code is `clip(round_half_even(x / scale), -qmax, qmax)` with `qmax = 2^(bits-1) - 1`, so 8-bit codes lie in
+[-127, 127] and 4-bit codes in [-7, 7]: never -8, which lets three 4-bit products share one DSP. Gradients pass
+straight through, without a saved mask.
+
+Entanglement: a row's scale comes from the full row of the supernet, never from the slice that a subnet uses. The
+high-precision codes and the low-precision codes of every subnet are therefore slices of two integer stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: clip factors tried for the low-precision scale of a row, as shares of its largest magnitude
+CLIP_FACTORS = tuple(0.30 + 0.05 * i for i in range(15))
+#: keeps the scale of an all-zero row or an unused site from being 0
+SMALLEST_SCALE = 1e-8
+
+
+def qmax(bits: int) -> int:
+    """The largest code at a bit width: 127 for 8 bits, 7 for 4."""
+    return (1 << (bits - 1)) - 1
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize in one pass over fresh memory; the gradient of `x` passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
+        return quantize(x, scale, limit).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
+    """`code * scale` for the codes of `quantize`, with a straight-through gradient to `x`."""
+    result: Tensor = _FakeQuantize.apply(x, scale, limit)
+    return result
+
+
+def quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
+    """The codes of `x`, as floats: rounded half to even and clipped to [-limit, limit]; both broadcast."""
+    codes = torch.div(x, scale).round_()
+    if isinstance(limit, Tensor):
+        return codes.clamp_(-limit, limit)
+    return codes.clamp_(-limit, limit)
+
+
+def row_scales(weight: Tensor, clip: Tensor, *, low_bits: int, high_bits: int) -> tuple[Tensor, Tensor]:
+    """Scales of full rows at high and low precision, each (rows,): max-abs, and max-abs times the row's clip factor."""
+    largest = weight.detach().abs().amax(dim=1).clamp_(min=SMALLEST_SCALE)
+    return largest / qmax(high_bits), largest * clip / qmax(low_bits)
+
+
+def search_clip(weight: Tensor, *, low_bits: int) -> Tensor:
+    """The factor of `CLIP_FACTORS` with the least squared error at low precision, for each full row, (rows,)."""
+    weight = weight.detach()
+    limit = qmax(low_bits)
+    largest = weight.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST_SCALE)
+    errors = []
+    for factor in CLIP_FACTORS:
+        scale = largest * factor / limit
+        errors.append((quantize(weight, scale, limit).mul_(scale) - weight).square().sum(dim=1))
+    factors = torch.tensor(CLIP_FACTORS, dtype=weight.dtype, device=weight.device)
+    return factors[torch.stack(errors).argmin(dim=0)]

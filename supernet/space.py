@@ -1,0 +1,278 @@
+"""The search space: the choices of every elastic dimension, and genotypes over them.
+
+A genotype is a vector of choice indices of fixed length, in this order (B = largest depth):
+
+    image_size, embed_dim, depth, then for each of B blocks:
+    num_heads, mlp_ratio, operator, and the share of 8-bit rows of qkv, proj, fc1 and fc2
+
+Genes of blocks beyond the chosen depth are inactive; the canonical form sets them to 0, so that equal subnets have
+equal genotypes. Populations of genotypes are int64 arrays of shape (N, G).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.errors import UsageError
+from supernet.subnet import LINEARS, BlockChoice, Subnet, SubnetArrays
+
+Genotypes = NDArray[np.int64]
+
+GLOBAL_GENES = ("image_size", "embed_dim", "depth")
+BLOCK_GENES = ("num_heads", "mlp_ratio", "operator", *(f"{linear}_ratio" for linear in LINEARS))
+_ELASTIC = (
+    "image_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "operator",
+    "high_precision_ratio",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """Choices of each elastic dimension (kept in ascending order) and what all subnets share.
+
+    `num_heads: embed` ties the heads of each block to the width, `embed_dim / head_dim`, as in a plain ViT.
+    Weight rows have `weight_bits[1]` bits for the first `high_precision_ratio` of a linear's rows and
+    `weight_bits[0]` for the rest; the patch embedding and the head are wholly at `weight_bits[1]`.
+
+    Raises:
+        UsageError: an empty or repeated choice, a size that does not divide, a value out of range.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    num_classes: int
+    in_chans: int
+    patch_size: int
+    head_dim: int
+    image_size: tuple[int, ...]
+    embed_dim: tuple[int, ...]
+    depth: tuple[int, ...]
+    num_heads: tuple[int, ...] | Literal["embed"]
+    mlp_ratio: tuple[float, ...]
+    high_precision_ratio: tuple[float, ...]
+    operator: tuple[str, ...] = ("attention",)
+    weight_bits: tuple[int, int] = (4, 8)
+    act_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in _ELASTIC:
+            self._check_choices(name)
+        for name in ("num_classes", "in_chans", "patch_size", "head_dim"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be positive, not {getattr(self, name)}")
+        for size in self.image_size:
+            if size % self.patch_size:
+                raise UsageError(f"image_size: patch_size {self.patch_size} does not divide {size}")
+        if self.num_heads == "embed":
+            for width in self.embed_dim:
+                if width % self.head_dim:
+                    raise UsageError(
+                        f"embed_dim: {width} is not a multiple of head_dim {self.head_dim}, "
+                        "which num_heads: embed needs; change either, or list num_heads"
+                    )
+        low, high = self.weight_bits
+        if not 2 <= low <= high <= 8:
+            raise UsageError(f"weight_bits: need 2 <= low <= high <= 8, not [{low}, {high}]")
+        if self.act_bits != 8:
+            raise UsageError(f"act_bits: only 8-bit activations are implemented, not {self.act_bits}")
+
+    def _check_choices(self, name: str) -> None:
+        choices = getattr(self, name)
+        if choices == "embed":
+            return
+        if not choices:
+            raise UsageError(f"{name}: the list of choices is empty; give at least one")
+        if len(set(choices)) < len(choices):
+            raise UsageError(f"{name}: a choice is listed twice in {list(choices)}")
+        if name == "high_precision_ratio":
+            if not all(0 <= value <= 1 for value in choices):
+                raise UsageError(f"{name}: shares of rows must lie in [0, 1], not {list(choices)}")
+        elif name == "operator":
+            return  # listed in the user's order: the first is what inactive genes show
+        elif not all(value > 0 for value in choices):
+            raise UsageError(f"{name}: every choice must be positive, not {list(choices)}")
+        # In ascending order index 0 is the smallest choice, and two spellings of a space are one space.
+        object.__setattr__(self, name, tuple(sorted(choices)))
+
+    @property
+    def max_depth(self) -> int:
+        """Blocks of the deepest subnet."""
+        return self.depth[-1]
+
+    @property
+    def max_heads(self) -> int:
+        """Heads of the block with the most."""
+        return self._heads(-1, self.embed_dim[-1])
+
+    @property
+    def gene_names(self) -> tuple[str, ...]:
+        """A name for each gene: `depth`, `blocks.3.mlp_ratio`, …"""
+        blocks = (f"blocks.{b}.{gene}" for b in range(self.max_depth) for gene in BLOCK_GENES)
+        return (*GLOBAL_GENES, *blocks)
+
+    @property
+    def gene_sizes(self) -> NDArray[np.int64]:
+        """Number of choices of each gene, shape (G,)."""
+        ratios = len(self.high_precision_ratio)
+        block = (self._head_choices, len(self.mlp_ratio), len(self.operator), ratios, ratios, ratios, ratios)
+        sizes = (len(self.image_size), len(self.embed_dim), len(self.depth), *block * self.max_depth)
+        return np.array(sizes, dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of different subnets."""
+        per_block: int = math.prod(self.gene_sizes[3 : 3 + len(BLOCK_GENES)].tolist())
+        return len(self.image_size) * len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits over all choices: equal for equal spaces."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def _head_choices(self) -> int:
+        return 1 if self.num_heads == "embed" else len(self.num_heads)
+
+    def canonical(self, genotypes: Genotypes) -> Genotypes:
+        """The genotypes (N, G) with the genes of blocks beyond the depth set to 0."""
+        depth = np.array(self.depth)[genotypes[:, 2]]
+        block_of_gene = np.repeat(np.arange(self.max_depth), len(BLOCK_GENES))
+        result = genotypes.copy()
+        result[:, 3:][block_of_gene[None, :] >= depth[:, None]] = 0
+        return result
+
+    def sample(self, rng: np.random.Generator, count: int) -> Genotypes:
+        """`count` canonical genotypes, every gene drawn uniformly and independently, shape (count, G)."""
+        return self.canonical(rng.integers(0, self.gene_sizes, size=(count, len(self.gene_sizes))))
+
+    def mutate(self, genotypes: Genotypes, rng: np.random.Generator, *, probability: float) -> Genotypes:
+        """Each gene redrawn uniformly with `probability`; canonical, shape (N, G)."""
+        redrawn = rng.integers(0, self.gene_sizes, size=genotypes.shape)
+        return self.canonical(np.where(rng.random(genotypes.shape) < probability, redrawn, genotypes))
+
+    def crossover(self, first: Genotypes, second: Genotypes, rng: np.random.Generator) -> Genotypes:
+        """Each gene from either parent with equal chance; canonical, shape (N, G)."""
+        return self.canonical(np.where(rng.random(first.shape) < 0.5, first, second))
+
+    def smallest(self) -> Subnet:
+        """The subnet with the first choice of every dimension."""
+        return self.decode(np.zeros(len(self.gene_sizes), dtype=np.int64))
+
+    def largest(self) -> Subnet:
+        """The subnet with the last choice of every dimension (and the first operator)."""
+        genotype = self.gene_sizes - 1
+        genotype[3 + BLOCK_GENES.index("operator") :: len(BLOCK_GENES)] = 0
+        return self.decode(genotype)
+
+    def decode(self, genotype: Genotypes) -> Subnet:
+        """The subnet of one genotype, shape (G,)."""
+        image_size, embed_dim = self.image_size[genotype[0]], self.embed_dim[genotype[1]]
+        blocks = []
+        for b in range(self.depth[genotype[2]]):
+            start = 3 + b * len(BLOCK_GENES)
+            heads, mlp, operator, *ratios = (int(i) for i in genotype[start : start + len(BLOCK_GENES)])
+            qkv, proj, fc1, fc2 = (self.high_precision_ratio[i] for i in ratios)
+            blocks.append(
+                BlockChoice(
+                    num_heads=self._heads(heads, embed_dim),
+                    mlp_ratio=self.mlp_ratio[mlp],
+                    operator=self.operator[operator],
+                    qkv_ratio=qkv,
+                    proj_ratio=proj,
+                    fc1_ratio=fc1,
+                    fc2_ratio=fc2,
+                )
+            )
+        return Subnet(
+            image_size=image_size,
+            patch_size=self.patch_size,
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            embed_dim=embed_dim,
+            head_dim=self.head_dim,
+            blocks=tuple(blocks),
+            low_bits=self.weight_bits[0],
+            high_bits=self.weight_bits[1],
+            act_bits=self.act_bits,
+        )
+
+    def encode(self, subnet: Subnet) -> Genotypes:
+        """The canonical genotype (G,) of a subnet; raises `UsageError` naming the dimension that does not fit."""
+        for name in ("patch_size", "in_chans", "num_classes", "head_dim", "act_bits"):
+            self._require(name, getattr(subnet, name), (getattr(self, name),))
+        self._require("weight_bits", (subnet.low_bits, subnet.high_bits), (self.weight_bits,))
+        genes = [
+            self._require("image_size", subnet.image_size, self.image_size),
+            self._require("embed_dim", subnet.embed_dim, self.embed_dim),
+            self._require("depth", subnet.depth, self.depth),
+        ]
+        heads = self.num_heads
+        if heads == "embed":
+            heads = (self._heads(0, subnet.embed_dim),)
+        for b, block in enumerate(subnet.blocks):
+            where = f"blocks[{b}]."
+            genes += [
+                self._require(where + "num_heads", block.num_heads, heads),
+                self._require(where + "mlp_ratio", block.mlp_ratio, self.mlp_ratio),
+                self._require(where + "operator", block.operator, self.operator),
+            ]
+            for linear, ratio in zip(LINEARS, block.high_precision_ratios, strict=True):
+                genes.append(self._require(f"{where}{linear}_ratio", ratio, self.high_precision_ratio))
+        genes += [0] * (len(self.gene_sizes) - len(genes))
+        return np.array(genes, dtype=np.int64)
+
+    def arrays(self, genotypes: Genotypes) -> SubnetArrays:
+        """The subnets of canonical genotypes (N, G) in array form, for a cost model."""
+        embed_dim = np.array(self.embed_dim)[genotypes[:, 1]]
+        genes = genotypes[:, 3:].reshape(len(genotypes), self.max_depth, len(BLOCK_GENES))
+        if self.num_heads == "embed":
+            num_heads = np.broadcast_to(embed_dim[:, None] // self.head_dim, genes.shape[:2])
+        else:
+            num_heads = np.array(self.num_heads)[genes[:, :, 0]]
+        return SubnetArrays(
+            patch_size=self.patch_size,
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            head_dim=self.head_dim,
+            low_bits=self.weight_bits[0],
+            high_bits=self.weight_bits[1],
+            act_bits=self.act_bits,
+            operators=self.operator,
+            image_size=np.array(self.image_size)[genotypes[:, 0]],
+            embed_dim=embed_dim,
+            depth=np.array(self.depth)[genotypes[:, 2]],
+            num_heads=num_heads,
+            mlp_ratio=np.array(self.mlp_ratio, dtype=np.float64)[genes[:, :, 1]],
+            operator=genes[:, :, 2],
+            high_precision_ratio=np.array(self.high_precision_ratio, dtype=np.float64)[genes[:, :, 3:]],
+        )
+
+    def block_variants(self) -> Genotypes:
+        """Every combination of the genes of one block, shape (V, 7): with additive costs, all that a bound needs."""
+        sizes = self.gene_sizes[3 : 3 + len(BLOCK_GENES)]
+        return np.array(list(itertools.product(*map(range, sizes.tolist()))), dtype=np.int64)
+
+    def _heads(self, index: int, embed_dim: int) -> int:
+        if self.num_heads == "embed":
+            return embed_dim // self.head_dim
+        return int(self.num_heads[index])
+
+    @staticmethod
+    def _require(name: str, value: object, choices: tuple[object, ...]) -> int:
+        if value not in choices:
+            raise UsageError(f"subnet is outside the space: {name} is {value}, the space has {list(choices)}")
+        return choices.index(value)

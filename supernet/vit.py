@@ -1,0 +1,208 @@
+"""The weight-entangled, row-wise mixed-precision Vision Transformer supernet.
+
+Every subnet uses prefixes of the same tensors: the first channels, the first heads, the first hidden units, the first
+blocks; and of a linear's active rows, the first share at high precision (see `supernet.quantize`). The subnet is an
+argument: `model(x, subnet)` is pure, and changes no state. What must change is changed explicitly: activation scales
+by `Observer.update`, clip factors of low-precision rows by `refresh_clips`.
+
+Supernet layer scaling (Quasar-ViT): the outputs of attention and MLP are multiplied by learned vectors that start
+small, which lets deep and shallow subnets share weights. In hardware they fold into requantization.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from supernet import functional
+from supernet.functional import ActivationSites, Linear, Norm, Observer
+from supernet.operators.registry import operator
+from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan
+from supernet.quantize import fake_quantize, qmax, quantize, row_scales, search_clip
+from supernet.space import SearchSpace
+from supernet.subnet import BlockChoice, Subnet, hidden_units
+
+
+class ElasticLinear(nn.Module):
+    """A linear whose prefixes of rows and inputs are used, with rows at two precisions.
+
+    `clip` holds each row's clip factor for its low-precision scale (see `search_clip`).
+    """
+
+    clip: Tensor
+
+    def __init__(self, rows: int, inputs: int, *, weight_bits: tuple[int, int]) -> None:
+        super().__init__()
+        self.low_bits, self.high_bits = weight_bits
+        self.weight = nn.Parameter(torch.empty(rows, inputs))
+        self.bias = nn.Parameter(torch.zeros(rows))
+        nn.init.xavier_uniform_(self.weight)
+        self.register_buffer("clip", torch.ones(rows))
+        self.refresh_clip()
+
+    def refresh_clip(self) -> None:
+        """Searches the clip factors again for the weights as they are now."""
+        self.clip.copy_(search_clip(self.weight, low_bits=self.low_bits))
+
+    def active(self, plan: LinearPlan) -> Linear:
+        """The effective weight of the active slice; gradients reach the full weight straight through."""
+        scale, limit = self._scale_and_limit(plan)
+        weight = self.weight[: plan.rows, : plan.inputs]
+        return Linear(fake_quantize(weight, scale[:, None], limit[:, None]), self.bias[: plan.rows])
+
+    def codes(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
+        """Integer codes (rows, inputs) as int8 and scales (rows,) of the active slice."""
+        scale, limit = self._scale_and_limit(plan)
+        weight = self.weight.detach()[: plan.rows, : plan.inputs]
+        return quantize(weight, scale[:, None], limit[:, None]).to(torch.int8), scale
+
+    def stores(self) -> tuple[Tensor, Tensor]:
+        """The two integer stores: all rows at high and all rows at low precision, int8 (rows, inputs)."""
+        scales = row_scales(self.weight, self.clip, low_bits=self.low_bits, high_bits=self.high_bits)
+        high, low = (
+            quantize(self.weight.detach(), scale[:, None], float(qmax(bits))).to(torch.int8)
+            for scale, bits in zip(scales, (self.high_bits, self.low_bits), strict=True)
+        )
+        return high, low
+
+    def _scale_and_limit(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
+        n = plan.rows
+        high, low = row_scales(self.weight[:n], self.clip[:n], low_bits=self.low_bits, high_bits=self.high_bits)
+        is_high = torch.arange(n, device=self.weight.device) % plan.group < plan.high
+        limit = torch.where(is_high, float(qmax(self.high_bits)), float(qmax(self.low_bits)))
+        return torch.where(is_high, high, low), limit
+
+
+class ElasticNorm(nn.Module):
+    """A LayerNorm over a prefix of the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def active(self, width: int) -> Norm:
+        """Weight and bias of the first `width` channels."""
+        return Norm(self.weight[:width], self.bias[:width])
+
+
+class ElasticAttention(nn.Module):
+    """Elastic multi-head attention: the torch side of the operator "attention".
+
+    A token mixer is a module of `ElasticLinear`s with an attribute `sites` and, independent of any instance,
+    `site_names`, `plan` (which slices a block uses) and `mix` (the operator on effective weights). An extracted
+    block needs only those: it runs `mix` on its own linears.
+    """
+
+    site_names = functional.ATTENTION_SITES
+    plan = staticmethod(attention_plan)
+    mix = staticmethod(functional.attention)
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        inner, width = space.max_heads * space.head_dim, space.embed_dim[-1]
+        self.qkv = ElasticLinear(3 * inner, width, weight_bits=space.weight_bits)
+        self.proj = ElasticLinear(width, inner, weight_bits=space.weight_bits)
+        self.sites = ActivationSites(self.site_names, bits=space.act_bits)
+
+
+class ElasticMlp(nn.Module):
+    """The MLP of a block with an elastic number of hidden units."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        width = space.embed_dim[-1]
+        hidden = int(hidden_units(space.mlp_ratio[-1], width))
+        self.fc1 = ElasticLinear(hidden, width, weight_bits=space.weight_bits)
+        self.fc2 = ElasticLinear(width, hidden, weight_bits=space.weight_bits)
+
+
+def active_linears(module: nn.Module, plan: dict[str, LinearPlan]) -> dict[str, Linear]:
+    """The effective weights of the linears of `module` that `plan` names."""
+    return {name: cast(ElasticLinear, module.get_submodule(name)).active(linear) for name, linear in plan.items()}
+
+
+class ElasticBlock(nn.Module):
+    """A pre-norm encoder block with one mixer module for each operator of the space."""
+
+    def __init__(self, space: SearchSpace, *, layer_scale: float | None) -> None:
+        super().__init__()
+        width = space.embed_dim[-1]
+        self.norm1, self.norm2 = ElasticNorm(width), ElasticNorm(width)
+        self.mixers = nn.ModuleDict({name: operator(name).load_module()(space) for name in space.operator})
+        self.mlp = ElasticMlp(space)
+        self.sites = ActivationSites(functional.BLOCK_SITES, bits=space.act_bits)
+        self.scale1 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+        self.scale2 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+
+    def forward(self, x_BTD: Tensor, subnet: Subnet, block: BlockChoice, observer: Observer | None) -> Tensor:
+        """The residual stream (B, T, D) after the block."""
+        width = subnet.embed_dim
+        mixer = cast(ElasticAttention, self.mixers[block.operator])
+        return functional.encoder_block(
+            x_BTD,
+            norm1=self.norm1.active(width),
+            norm2=self.norm2.active(width),
+            scale1=None if self.scale1 is None else self.scale1[:width],
+            scale2=None if self.scale2 is None else self.scale2[:width],
+            mix=mixer.mix,
+            mixer=active_linears(mixer, mixer.plan(subnet, block)),
+            mlp=active_linears(self.mlp, mlp_plan(subnet, block)),
+            head_dim=subnet.head_dim,
+            mixer_quantizer=mixer.sites.quantizer(observer),
+            quantizer=self.sites.quantizer(observer),
+        )
+
+
+class SupernetViT(nn.Module):
+    """The supernet of a search space; `model(x, subnet)` gives the logits of one subnet.
+
+    Args:
+        space: what the subnets may be; tensors are as large as its largest choices.
+        layer_scale: initial value of supernet layer scaling, or None to leave it out.
+    """
+
+    def __init__(self, space: SearchSpace, *, layer_scale: float | None) -> None:
+        super().__init__()
+        self.space = space
+        width = space.embed_dim[-1]
+        grid = space.image_size[-1] // space.patch_size
+        self.patch_embed = ElasticLinear(width, space.in_chans * space.patch_size**2, weight_bits=space.weight_bits)
+        self.cls_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.position = nn.Parameter(torch.randn(grid**2 + 1, width) * 0.02)
+        self.blocks = nn.ModuleList(ElasticBlock(space, layer_scale=layer_scale) for _ in range(space.max_depth))
+        self.norm = ElasticNorm(width)
+        self.head = ElasticLinear(space.num_classes, width, weight_bits=space.weight_bits)
+        self.sites = ActivationSites(functional.STEM_SITES, bits=space.act_bits)
+
+    def forward(self, x_BCHW: Tensor, subnet: Subnet, observer: Observer | None = None) -> Tensor:
+        """Logits (B, num_classes) of `subnet` for normalised images, which are resized to its image size.
+
+        Args:
+            observer: collects the activation ranges of this pass (training and calibration).
+
+        Raises:
+            UsageError: the subnet is outside the space.
+        """
+        self.space.encode(subnet)  # raises if the subnet is outside the space
+        width = subnet.embed_dim
+        quantizer = self.sites.quantizer(observer)
+        x_BTD = functional.embed_patches(
+            quantizer("image", functional.resize_images(x_BCHW, subnet.image_size)),
+            self.patch_embed.active(patch_plan(subnet)),
+            self.cls_token[:width],
+            functional.resize_position(self.position, subnet.image_size // subnet.patch_size)[:, :width],
+            patch_size=subnet.patch_size,
+        )
+        for module, block in zip(self.blocks, subnet.blocks, strict=False):
+            x_BTD = module(x_BTD, subnet, block, observer)
+        x_BD = quantizer("norm", self.norm.active(width)(x_BTD[:, 0]))
+        return self.head.active(head_plan(subnet))(x_BD)
+
+    def refresh_clips(self) -> None:
+        """Searches the clip factors of all low-precision rows again; once an epoch is enough."""
+        for module in self.modules():
+            if isinstance(module, ElasticLinear):
+                module.refresh_clip()
