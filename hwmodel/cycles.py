@@ -101,7 +101,7 @@ def gemm_bounds(accelerator: AcceleratorColumns, population: Population) -> NDAr
         (t_h + t_l) * steps * terms.activations,
         t_h * terms.drain_high + t_l * terms.drain_low,
     )
-    return np.array(BOUNDS)[np.argmax(np.stack(busy), axis=0)]
+    return np.asarray(np.array(BOUNDS)[np.argmax(np.stack(busy), axis=0)], dtype=np.str_)
 
 
 def row_tiles(accelerator: AcceleratorColumns, population: Population) -> tuple[IntArray, IntArray]:

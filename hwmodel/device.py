@@ -138,15 +138,12 @@ def _read(path: Path) -> Device:
     values = _section(path, "", Device, document, sources)
     if values["clock_mhz"] > values["max_clock_mhz"]:
         raise DamagedInputError(
-            f"{path}: 'clock_mhz' {values['clock_mhz']:g} exceeds 'max_clock_mhz' {values['max_clock_mhz']:g}; "
-            "lower it"
+            f"{path}: 'clock_mhz' {values['clock_mhz']:g} exceeds 'max_clock_mhz' {values['max_clock_mhz']:g}; lower it"
         )
     return Device(**values, sources=sources)
 
 
-def _section(
-    path: Path, prefix: str, cls: type, section: Mapping[Any, Any], sources: dict[str, str]
-) -> dict[str, Any]:
+def _section(path: Path, prefix: str, cls: type, section: Mapping[Any, Any], sources: dict[str, str]) -> dict[str, Any]:
     """The field values of `cls` from one mapping of the file; sources of the figures are added to `sources`."""
     fields = [field for field in dataclasses.fields(cls) if field.name != "sources"]
     known = [field.name for field in fields]

@@ -52,9 +52,7 @@ def energy_mj(
     activation_bytes = (streamed + second_operand + results * act_bytes).sum(axis=1)
     memory_bytes = population.weight_bytes() + accelerator.ddr_activations * activation_bytes
 
-    picojoules = (
-        macs_pj + buffer_bytes * constants.buffer_pj_per_byte + memory_bytes * constants.ddr_pj_per_byte
-    )
+    picojoules = macs_pj + buffer_bytes * constants.buffer_pj_per_byte + memory_bytes * constants.ddr_pj_per_byte
     return np.asarray(picojoules * 1e-9 + constants.static_w * latency_ms)
 
 

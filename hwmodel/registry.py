@@ -63,13 +63,16 @@ class Registry(Generic[T]):
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
             return
+        found: dict[str, T] = {}
         for point in entry_points(group=self.group):
+            where = f"plug-in '{point.name}' ({point.value}) of group {self.group}"
+            if point.name in self._entries or point.name in found:
+                raise UsageError(f"{where}: a {self.kind} of that name exists already; rename or uninstall it")
             try:
-                entry = point.load()
+                found[point.name] = point.load()
             except Exception as error:
                 raise UsageError(
-                    f"plug-in '{point.name}' ({point.value}) of group {self.group} cannot be loaded: "
-                    f"{type(error).__name__}: {error}; mend or uninstall it"
+                    f"{where} cannot be loaded: {type(error).__name__}: {error}; mend or uninstall it"
                 ) from error
-            self.register(point.name)(entry)
+        self._entries |= found
         self._plugins_loaded = True

@@ -6,7 +6,7 @@ placement and routing will change.
     array               P_m * P_k DSPs; both weight buffers sit in their registers and in flip-flops beside them
     requantization      PO / 8 lanes, one output code each; acc * mantissa is 32 x 16 bits, so 2 DSPs a lane
     vector unit         2 DSPs a lane (square and accumulate; normalise), one pipelined divider and square root
-    accumulators        2 halves (one fills, one drains) of r * P_m banks, 32 bits x max_tokens; r: the most rows per DSP
+    accumulators        2 halves (one fills, one drains) of r * P_m banks, 32 bits x max_tokens, r = most rows of a DSP
     activation buffer   one word holds max(P_k, vector lanes) bytes, so that either reads a word per cycle
     bias and scale      for each lane, 54 bits (32 bias, 16 mantissa, 6 exponent) for the rows of two tiles
     GELU, exponentials  256 x 8 bits; the two ports of a table serve two lanes
@@ -65,7 +65,7 @@ class Demand:
     """Something that an accelerator uses and a device limits; `why` explains the limit."""
 
     name: str
-    used: FloatLike
+    used: IntLike | FloatLike
     limit: float
     why: str
 
@@ -107,9 +107,7 @@ def resource_terms(accelerator: AcceleratorColumns) -> tuple[ResourceTerm, ...]:
             lut=dsps * a.lut_per_dsp,
             ff=dsps * a.ff_per_dsp,
         ),
-        ResourceTerm(
-            name="requantization", source=_STRUCTURE, dsp=2 * lanes, lut=120 * lanes, ff=200 * lanes
-        ),
+        ResourceTerm(name="requantization", source=_STRUCTURE, dsp=2 * lanes, lut=120 * lanes, ff=200 * lanes),
         ResourceTerm(
             name="vector unit",
             source=_STRUCTURE,
@@ -152,29 +150,37 @@ def resource_terms(accelerator: AcceleratorColumns) -> tuple[ResourceTerm, ...]:
     )
 
 
+def total(accelerator: AcceleratorColumns) -> ResourceTerm:
+    """The sum of all parts."""
+    terms = resource_terms(accelerator)
+    return ResourceTerm(
+        name="total",
+        source="sum of all parts",
+        dsp=sum((term.dsp for term in terms), 0),
+        bram18=sum((term.bram18 for term in terms), 0),
+        lut=sum((term.lut for term in terms), 0),
+        ff=sum((term.ff for term in terms), 0),
+    )
+
+
 def resources_of(config: AcceleratorConfig) -> Resources:
     """What one accelerator takes in total."""
-    terms = resource_terms(AcceleratorColumns.one(config))
-    return Resources(
-        dsp=int(sum(term.dsp for term in terms)),
-        bram18=int(sum(term.bram18 for term in terms)),
-        lut=int(sum(term.lut for term in terms)),
-        ff=int(sum(term.ff for term in terms)),
-    )
+    sums = total(AcceleratorColumns.one(config))
+    return Resources(dsp=int(sums.dsp), bram18=int(sums.bram18), lut=int(sums.lut), ff=int(sums.ff))
 
 
 def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ...]:
     """All that `device` limits: resources, memory bandwidth, memory ports and clock."""
-    terms = resource_terms(accelerator)
+    sums = total(accelerator)
     streams = accelerator.weight_stream_bits + accelerator.ddr_activations * (
         accelerator.activation_stream_bits + accelerator.output_stream_bits
     )
     sustained = device.ddr_gb_per_s * device.ddr_efficiency
     return (
-        _resource("DSP", sum(term.dsp for term in terms), device.dsp, device.limits.dsp),
-        _resource("BRAM18", sum(term.bram18 for term in terms), device.bram18, device.limits.bram18),
-        _resource("LUT", sum(term.lut for term in terms), device.lut, device.limits.lut),
-        _resource("FF", sum(term.ff for term in terms), device.ff, device.limits.ff),
+        _resource("DSP", sums.dsp, device.dsp, device.limits.dsp),
+        _resource("BRAM18", sums.bram18, device.bram18, device.limits.bram18),
+        _resource("LUT", sums.lut, device.lut, device.limits.lut),
+        _resource("FF", sums.ff, device.ff, device.limits.ff),
         Demand(
             name="memory bandwidth in GB/s",
             used=streams * accelerator.clock_mhz / 8000,

@@ -83,7 +83,7 @@ class Workload:
     def weight_bytes(self) -> int:
         """Bytes of stored weights, each row packed at its own precision; biases and scales not included."""
         bits = sum(
-            gemm.inputs * (gemm.rows_high * self.high_bits + gemm.rows_low * self.low_bits)
+            gemm.inputs * (gemm.rows_high * self.high_bits + gemm.rows_low * self.low_bits) * gemm.count
             for gemm in self.gemms
             if gemm.stored
         )

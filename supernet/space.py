@@ -134,8 +134,9 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of different subnets."""
-        per_block: int = math.prod(self.gene_sizes[3 : 3 + len(BLOCK_GENES)].tolist())
-        return len(self.image_size) * len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+        per_block = math.prod(self.gene_sizes[3 : 3 + len(BLOCK_GENES)].tolist())
+        encoders: int = sum(per_block**depth for depth in self.depth)
+        return len(self.image_size) * len(self.embed_dim) * encoders
 
     @property
     def digest(self) -> str:
@@ -172,10 +173,10 @@ class SearchSpace:
         """The subnet with the first choice of every dimension."""
         return self.decode(np.zeros(len(self.gene_sizes), dtype=np.int64))
 
-    def largest(self) -> Subnet:
-        """The subnet with the last choice of every dimension (and the first operator)."""
+    def largest(self, *, operator: int = 0) -> Subnet:
+        """The subnet with the last choice of every dimension, and everywhere the operator of that index."""
         genotype = self.gene_sizes - 1
-        genotype[3 + BLOCK_GENES.index("operator") :: len(BLOCK_GENES)] = 0
+        genotype[3 + BLOCK_GENES.index("operator") :: len(BLOCK_GENES)] = operator
         return self.decode(genotype)
 
     def decode(self, genotype: Genotypes) -> Subnet:

@@ -1,0 +1,33 @@
+"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from hwmodel.errors import QuasarError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes `path` so that a kill or a full disk leaves the old file or the new one, never a part.
+
+    Raises:
+        QuasarError: the system refused (no space, no permission); the old file is untouched.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise QuasarError(
+            f"{path}: cannot be written: {error.strerror or error}; what was there before is untouched"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

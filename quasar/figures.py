@@ -1,0 +1,308 @@
+"""The pictures of a report: matplotlib figures of plain data, and their form as inline SVG.
+
+Every function returns a `Figure`, which can be saved as it is (PNG, PDF) or turned into a piece of HTML by
+`inline_svg`. That form keeps text as text and replaces each colour of `PALETTE` by a CSS variable of the same name, so
+that the page decides how a picture looks on a light or a dark background. No pyplot, hence no global figures.
+
+The colours of categories are those of Okabe and Ito ("Color Universal Design", 2008), which people with any common
+colour blindness can tell apart; precision is told by lightness (more bits, stronger colour).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from hwmodel.workload import Gemm, Workload
+from supernet.subnet import Subnet
+
+#: latency in ms and accuracy in [0, 1]
+Point = tuple[float, float]
+
+#: name -> colour on a light and on a dark background; the light ones are what the figures are drawn with
+PALETTE: Mapping[str, tuple[str, str]] = {
+    "ink": ("#1c2126", "#e4e7ea"),
+    "soft": ("#5d666f", "#9ba5ae"),
+    "rule": ("#dfe3e7", "#343b42"),
+    "dots": ("#b3bac1", "#59626b"),
+    "blue": ("#0072b2", "#4aa8e0"),
+    "sky": ("#56b4e9", "#8fd0f5"),
+    "green": ("#009e73", "#2bc498"),
+    "orange": ("#e69f00", "#f0b43c"),
+    "vermilion": ("#d55e00", "#f2813a"),
+    "purple": ("#cc79a7", "#e09cc2"),
+    "bits_high": ("#17606e", "#7fd0dc"),
+    "bits_low": ("#a3d1d7", "#2f6670"),
+}
+_C = {name: light for name, (light, _) in PALETTE.items()}
+_SERIES = ("blue", "vermilion", "green", "purple", "orange", "sky")
+
+#: layer types of the latency picture, from the bottom of a bar to its top: title, kinds of layer, colour
+LAYER_GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("qkv", ("qkv",), "blue"),
+    ("attention products", ("scores", "mix"), "sky"),
+    ("proj", ("proj",), "green"),
+    ("fc1", ("fc1",), "orange"),
+    ("fc2", ("fc2",), "vermilion"),
+    ("vector unit", ("layernorm", "softmax", "residual"), "purple"),
+    ("embedding, head, others", (), "soft"),
+)
+
+_MOST_VECTOR_DOTS = 3000  # above this a scatter plot becomes one embedded image: the page must stay small
+_STYLE = {
+    "text.parse_math": False,  # names come from users: a dollar sign is a dollar sign
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, and is wide: other fonts fit where it fits
+    "font.size": 9.0,
+    "text.color": _C["ink"],
+    "axes.labelcolor": _C["soft"],
+    "axes.titlecolor": _C["ink"],
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _C["soft"],
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": _C["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": _C["soft"],
+    "ytick.color": _C["soft"],
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetMark:
+    """A latency target, and the point of the subnet that was chosen for it, if there is one."""
+
+    label: str
+    latency_ms: float
+    chosen: Point | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One set of curves over the epochs: values by name of the curve, as (epoch, value)."""
+
+    title: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    percent: bool = False
+
+
+@matplotlib.rc_context(_STYLE)
+def front_figure(
+    *,
+    trials: Sequence[Point],
+    front: Sequence[Point],
+    targets: Sequence[TargetMark],
+    device: str,
+) -> Figure:
+    """All trials, the Pareto front as a step line, and the targets with the subnets chosen for them."""
+    figure = Figure(figsize=(10, 5))
+    axes = figure.add_subplot()
+    if trials:
+        x, y = zip(*trials, strict=True)
+        axes.scatter(
+            x,
+            y,
+            s=9,
+            color=_C["dots"],
+            linewidths=0,
+            label=f"trials ({len(trials):,})",
+            rasterized=len(trials) > _MOST_VECTOR_DOTS,
+        )
+    if front:
+        x, y = zip(*sorted(front), strict=True)
+        # Between two points of the front, the best that is known is the one on the left: hence steps.
+        axes.plot(x, y, drawstyle="steps-post", color=_C["blue"], label=f"Pareto front ({len(front)})")
+        axes.scatter(x, y, s=12, color=_C["blue"], linewidths=0, zorder=3)
+    chosen = [mark.chosen for mark in targets if mark.chosen]
+    if chosen:
+        x, y = zip(*chosen, strict=True)
+        axes.scatter(x, y, s=70, marker="D", color=_C["vermilion"], linewidths=0, label="chosen for a target", zorder=4)
+    for mark in targets:
+        axes.axvline(mark.latency_ms, color=_C["ink"], linewidth=0.9, linestyle="-" if mark.chosen else (0, (1, 2)))
+        axes.annotate(
+            mark.label + ("" if mark.chosen else " (infeasible)"),
+            (mark.latency_ms, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, -3),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize=8.5,
+        )
+    latencies = [latency for latency, _ in (*trials, *front, *chosen)] + [mark.latency_ms for mark in targets]
+    if latencies and min(latencies) > 0 and max(latencies) / min(latencies) > 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(f"modelled latency on {device}, ms")
+    axes.set_ylabel("validation accuracy, %")
+    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.grid(axis="y")
+    axes.legend(loc="lower right")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def curves_figure(panels: Sequence[Panel]) -> Figure:
+    """Training curves, one panel beside the other."""
+    figure = Figure(figsize=(10, 3.1))
+    for axes, panel in zip(_row_of_axes(figure, len(panels)), panels, strict=True):
+        for (name, points), color in zip(panel.series.items(), _cycle(_SERIES), strict=False):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=_C[color], label=name, marker="o" if len(x) < 20 else "", markersize=3)
+        axes.set_title(panel.title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if panel.percent:
+            axes.yaxis.set_major_formatter(_PERCENT)
+        axes.grid(axis="y")
+        if len(panel.series) > 1:
+            axes.legend()
+    return figure
+
+
+def block_linears(workload: Workload) -> dict[str, dict[int, Gemm]]:
+    """The products with stored weights that sit in blocks: kind -> index of the block -> product."""
+    linears: dict[str, dict[int, Gemm]] = {}
+    for gemm in workload.gemms:
+        scope, _, rest = gemm.name.partition(".")
+        if gemm.stored and scope == "blocks":
+            linears.setdefault(gemm.kind, {})[int(rest.partition(".")[0])] = gemm
+    return linears
+
+
+@matplotlib.rc_context(_STYLE)
+def rows_figure(subnet: Subnet, workload: Workload, *, widest: Mapping[str, int]) -> Figure:
+    """The rows of each linear of each block as a bar, split by precision.
+
+    `widest` has the largest number of rows for each kind of linear, over all pictures that are to be compared: a row
+    has the same length in all of them, and in all columns of one.
+    """
+    linears = block_linears(workload)
+    columns = [kind for kind in widest if kind in linears]
+    room = 0.045 * sum(widest.values())  # for the number at the end of the longest bar
+    figure = Figure(figsize=(10, 0.75 + 0.235 * subnet.depth))
+    all_axes = _row_of_axes(figure, len(columns), widths=[widest[kind] + room for kind in columns])
+    for axes, kind in zip(all_axes, columns, strict=True):
+        blocks = linears[kind]
+        high = [gemm.rows_high * gemm.count for gemm in blocks.values()]
+        low = [gemm.rows_low * gemm.count for gemm in blocks.values()]
+        axes.barh(list(blocks), high, color=_C["bits_high"], height=0.72)
+        axes.barh(list(blocks), low, left=high, color=_C["bits_low"], height=0.72)
+        for index, (h, n) in enumerate(zip(high, low, strict=True)):
+            share = h / (h + n)
+            axes.annotate(
+                f"{share:.0%}",
+                (h + n, list(blocks)[index]),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=_C["soft"],
+            )
+        axes.set_title(kind)
+        axes.set_xlim(0, widest[kind] + room)
+        axes.set_ylim(subnet.depth - 0.4, -0.6)
+        axes.set_xticks([0, widest[kind]])
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    all_axes[0].set_yticks(range(subnet.depth), _block_labels(subnet))
+    all_axes[0].tick_params(axis="y", length=0, labelcolor=_C["ink"])
+    figure.supxlabel("weight rows", fontsize=9, color=_C["soft"])
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def latency_figure(milliseconds: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Stacked bars: for each label, the milliseconds of each title of `LAYER_GROUPS`."""
+    figure = Figure(figsize=(10, 1.35 + 0.42 * len(milliseconds)))
+    axes = figure.add_subplot()
+    labels = list(milliseconds)
+    start = [0.0] * len(labels)
+    for title, _, color in LAYER_GROUPS:
+        lengths = [milliseconds[label].get(title, 0.0) for label in labels]
+        axes.barh(labels, lengths, left=start, color=_C[color], label=title, height=0.66)
+        start = [s + length for s, length in zip(start, lengths, strict=True)]
+    for position, total in enumerate(start):
+        axes.annotate(
+            f"{total:.2f} ms", (total, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
+        )
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("modelled latency, ms")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0, labelcolor=_C["ink"])
+    axes.spines["left"].set_visible(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=7, columnspacing=1.2, handlelength=1
+    )
+    return figure
+
+
+def layer_group(kind: str) -> str:
+    """The title in `LAYER_GROUPS` of layers of this kind; the last one if no group names it."""
+    return next((title for title, kinds, _ in LAYER_GROUPS if kind in kinds), LAYER_GROUPS[-1][0])
+
+
+def inline_svg(figure: Figure, *, name: str, title: str) -> str:
+    """The figure as an `<svg>` element for an HTML page; `name` keeps its ids apart from those of other figures.
+
+    It is as wide as its container, has `title` for screen readers, and refers to nothing outside itself.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):  # equal data, equal bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # names of artists, the same in every figure
+    for color, (light, _) in PALETTE.items():
+        text = text.replace(light, f"var(--{color})")
+    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)
+
+
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}")
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def _cycle(names: Sequence[str]) -> Iterable[str]:
+    while True:
+        yield from names
+
+
+def _row_of_axes(figure: Figure, count: int, *, widths: Sequence[float] | None = None) -> list[Axes]:
+    grid = figure.add_gridspec(1, count, width_ratios=widths)
+    return [figure.add_subplot(grid[0, column]) for column in range(count)]
+
+
+def _block_labels(subnet: Subnet) -> list[str]:
+    """Heads and MLP width of each block, and its operator where the blocks differ in it."""
+    mixed = len({block.operator for block in subnet.blocks}) > 1
+    return [
+        f"{index + 1}   {block.num_heads} heads, MLP ×{block.mlp_ratio:g}" + (f", {block.operator}" if mixed else "")
+        for index, block in enumerate(subnet.blocks)
+    ]

@@ -1,0 +1,200 @@
+"""The stages of a run, each on the files that the one before it left: train, search, export, report."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.cost import FpgaCostModel
+from hwmodel.device import load_device
+from hwmodel.errors import InfeasibleError, UsageError
+from hwmodel.explore import best_accelerator
+from hwmodel.files import write_atomic
+from quasar.config import RunConfig
+from quasar.progress import stage
+from quasar.run_folder import RunFolder
+from search.algorithm import ALGORITHMS
+from search.config import HardwareConfig
+from search.evaluator import supernet_evaluator
+from search.run import SearchResult, algorithm_names, run_search
+from supernet.checkpoint import Checkpoint
+from supernet.data.splits import Split, open_test, open_train
+from supernet.evaluate import Evaluation, evaluate
+from supernet.lowering import lower
+from supernet.space import SearchSpace
+from supernet.standalone import extract
+from supernet.subnet import Subnet
+from supernet.train import train
+from supernet.vit import SupernetViT
+
+COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
+
+
+def check_names(config: RunConfig) -> None:
+    """Raises `UsageError` for unknown names of devices, data sets, algorithms and operators, before any work."""
+    from supernet.data.registry import DATASETS
+    from supernet.operators.registry import operator
+
+    load_device(config.hardware.device)
+    DATASETS.get(config.data.name)
+    algorithm_names()
+    ALGORITHMS.get(config.search.algorithm)
+    for name in config.space.operator:
+        operator(name)
+
+
+def torch_device(config: RunConfig) -> torch.device:
+    """Where the run computes; raises `UsageError` if that is a GPU and there is none."""
+    if config.compute == "cuda" and not torch.cuda.is_available():
+        raise UsageError("compute: cuda was asked for, but torch finds no GPU; use compute=auto or compute=cpu")
+    use_gpu = config.compute != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def open_splits(config: RunConfig) -> tuple[Split, Split]:
+    """Training and validation split; raises `UsageError` if they do not fit the space."""
+    splits = open_train(config.data, image_size=config.space.image_size[-1], seed=config.seed)
+    _check_fits(splits[0], config)
+    return splits
+
+
+def open_test_split(config: RunConfig) -> Split:
+    """The test split, for the end of a run; raises `UsageError` if it does not fit the space."""
+    split = open_test(config.data, image_size=config.space.image_size[-1])
+    _check_fits(split, config)
+    return split
+
+
+def _check_fits(split: Split, config: RunConfig) -> None:
+    for key, found in (("num_classes", split.num_classes), ("in_chans", split.in_chans)):
+        wanted = getattr(config.space, key)
+        if wanted != found:
+            raise UsageError(f"space.{key} is {wanted}, but the data set '{config.data.name}' has {found}")
+
+
+def choose_accelerator(space: SearchSpace, hardware: HardwareConfig) -> AcceleratorConfig:
+    """The accelerator that all subnets of a run share: the fastest for the largest subnet, as far as not fixed.
+
+    Raises:
+        UsageError: unknown device or backend.
+        InfeasibleError: none fits the device.
+    """
+    return best_accelerator(
+        [lower(space.largest())],
+        load_device(hardware.device),
+        clock_mhz=hardware.clock_mhz,
+        backend=hardware.backend,
+        array=hardware.array,
+        activations=hardware.activations,
+    )
+
+
+def train_stage(run: RunFolder, config: RunConfig) -> dict[str, Evaluation]:
+    """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets."""
+    train_split, val_split = open_splits(config)
+    with stage("train") as progress:
+        result = train(
+            space=config.space,
+            supernet=config.supernet,
+            config=config.train,
+            train_split=train_split,
+            val_split=val_split,
+            folder=run.train,
+            seed=config.seed,
+            device=torch_device(config),
+            resume=True,
+            progress=progress,
+        )
+    return result.probes
+
+
+def load_supernet(run: RunFolder, config: RunConfig) -> tuple[SupernetViT, Checkpoint]:
+    """The trained supernet of a run, on its device; raises `UsageError` if training has not finished."""
+    checkpoint = Checkpoint.load(run.checkpoint)
+    if checkpoint.space != config.space:
+        raise UsageError(f"{run.checkpoint}: was trained on another space than {run.path}'s configuration has")
+    if checkpoint.epoch < config.train.epochs:
+        raise UsageError(
+            f"{run.checkpoint}: has {checkpoint.epoch} of {config.train.epochs} epochs; "
+            f"finish with `quasar train {run.path} --resume`"
+        )
+    return checkpoint.build(source=str(run.checkpoint)).to(torch_device(config)), checkpoint
+
+
+def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Searches, reads the test split once for the chosen subnets, and writes `front.json`.
+
+    Raises:
+        InfeasibleError: no target can be met; `front.json` says for each why.
+    """
+    accelerator = choose_accelerator(config.space, config.hardware)
+    cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
+    supernet, _ = load_supernet(run, config)
+    _, val_split = open_splits(config)
+    with stage("search") as progress:
+        result = run_search(
+            space=config.space,
+            model=cost_model,
+            config=config.search,
+            evaluator=supernet_evaluator(supernet, val_split, batch_size=config.search.batch_size),
+            journal=run.journal,
+            seed=config.seed,
+            progress=progress,
+        )
+    front = _front_document(result, config, supernet, cost_model=cost_model, accelerator=accelerator)
+    write_atomic(run.front, json.dumps(front, indent=2) + "\n")
+    if all(target["status"] != "ok" for target in front["targets"]):
+        raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
+    return front
+
+
+def _front_document(
+    result: SearchResult,
+    config: RunConfig,
+    supernet: SupernetViT,
+    *,
+    cost_model: FpgaCostModel,
+    accelerator: AcceleratorConfig,
+) -> dict[str, Any]:
+    chosen = {choice.subnet for choice in result.choices if choice.subnet is not None}
+    test: dict[Subnet, Evaluation] = {}
+    if chosen:
+        split = open_test_split(config)
+        for subnet in chosen:
+            test[subnet] = evaluate(extract(supernet, subnet), split, batch_size=config.search.batch_size)
+    targets = []
+    for target, choice in zip(config.search.targets, result.choices, strict=True):
+        entry: dict[str, Any] = {
+            "latency_ms": choice.limit_ms,
+            "fps": target.fps,
+            "status": "infeasible" if choice.trial is None else "ok",
+            "reason": choice.reason,
+            "nearest_latency_ms": choice.nearest_latency_ms,
+            "digest": None,
+            "subnet": None,
+            "accelerator": accelerator.to_dict(),
+            "val_accuracy": None,
+            "test_accuracy": None,
+            "cost": None,
+        }
+        if choice.trial is not None and choice.subnet is not None:
+            cost = cost_model.estimate(lower(choice.subnet)).to_dict()
+            entry |= {
+                "digest": choice.trial.digest,
+                "subnet": choice.subnet.to_dict(),
+                "val_accuracy": choice.trial.val_accuracy,
+                "test_accuracy": test[choice.subnet].accuracy,
+                "cost": {key: cost[key] for key in COST_KEYS},
+            }
+        targets.append(entry)
+    return {
+        "device": config.hardware.device,
+        "hypervolume": result.hypervolume,
+        "fastest_latency_ms": result.bounds.fastest_ms,
+        "slowest_latency_ms": result.bounds.slowest_ms,
+        "targets": targets,
+        "pareto": [trial.to_dict() for trial in result.front.trials],
+    }

@@ -1,0 +1,434 @@
+"""The report of a run: one HTML file that needs nothing but itself, from whatever the run has written so far.
+
+A stage that has not run leaves a sentence in its section instead of a picture; a file that is damaged is an error,
+since a report that silently left a part out would be read as the whole. What the page shows beside the files' own
+content is recomputed here from the subnets and the accelerator: rows and bits of each layer (the lowering) and the
+cycles of each layer (the cost model). Where the recomputed cycles differ from those that the search recorded, the page
+says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from pydantic import TypeAdapter, ValidationError
+
+from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.cost import CostEstimate, FpgaCostModel
+from hwmodel.device import Device, load_device
+from hwmodel.errors import DamagedInputError, QuasarError, UsageError
+from hwmodel.files import write_atomic
+from hwmodel.workload import Workload
+from quasar import figures
+from quasar.run_folder import RunFolder
+from search.trial import Trial
+from supernet.lowering import lower
+from supernet.subnet import Subnet
+from supernet.validation import read_yaml, validate
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+#: what the pictures show, for those who cannot see them
+_TITLES = {
+    "front": "Accuracy against latency of all trials, with the Pareto front and the targets",
+    "subnet": "Rows of each linear of each block, split by precision",
+    "latency": "Latency of each chosen subnet by type of layer",
+    "training": "Loss, accuracy and learning rate over the epochs",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """One of the subnets that training watches, on the validation split."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """One line of `metrics.jsonl`."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    seconds: float
+    val: dict[str, Probe] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """The recorded cost of a chosen subnet; cost models that know no resources leave them out."""
+
+    latency_ms: float
+    fps: float
+    cycles: int | None = None
+    dsp: int | None = None
+    bram18: int | None = None
+    lut: int | None = None
+    ff: int | None = None
+    energy_mj: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One target and what the search chose for it; `fps` is set where the target was given so."""
+
+    latency_ms: float
+    status: Literal["ok", "infeasible"]
+    fps: float | None = None
+    reason: str | None = None
+    nearest_latency_ms: float | None = None
+    digest: str | None = None
+    subnet: Subnet | None = None
+    accelerator: AcceleratorConfig | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    cost: Cost | None = None
+
+    def __post_init__(self) -> None:
+        missing = [key for key in ("subnet", "cost", "val_accuracy") if getattr(self, key) is None]
+        if self.status == "ok" and missing:
+            raise ValueError(f"status is ok, but {missing[0]} is missing")
+
+    @property
+    def label(self) -> str:
+        """The limit as the user gave it."""
+        return f"≤ {self.latency_ms:.4g} ms" if self.fps is None else f"≥ {self.fps:.4g} FPS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Front:
+    """The result of a search, `front.json`."""
+
+    device: str
+    hypervolume: float
+    targets: tuple[Target, ...]
+    pareto: tuple[Trial, ...]
+    fastest_latency_ms: float | None = None
+    slowest_latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """What a run folder holds; None or empty for what is not there."""
+
+    name: str
+    config: str | None
+    env: dict[str, Any] | None
+    epochs: tuple[Epoch, ...]
+    trials: tuple[Trial, ...]
+    front: Front | None
+    file_bytes: dict[str, dict[str, int]]  # digest of an exported subnet -> path in its folder -> bytes
+
+    @staticmethod
+    def read(folder: Path) -> RunData:
+        """The content of a run folder.
+
+        Raises:
+            UsageError: no such folder, or nothing of a run in it.
+            DamagedInputError: a file is not what it should be; the message names the file and the line or key.
+        """
+        run = RunFolder(folder)
+        config, env = folder / "config.yaml", folder / "env.json"
+        metrics = run.train / "metrics.jsonl"
+        if not any(path.exists() for path in (config, env, metrics, run.journal, run.front)):
+            raise UsageError(f"{folder}: is not a run folder (it has no config.yaml); give the folder of a run")
+        return RunData(
+            name=folder.resolve().name,
+            config=_settings(config) if config.exists() else None,
+            env=_mapping(env) if env.exists() else None,
+            epochs=tuple(_rows(Epoch, metrics)),
+            trials=tuple(_rows(Trial, run.journal)),
+            front=(
+                validate(Front, _mapping(run.front), source=str(run.front), error=DamagedInputError)
+                if run.front.exists()
+                else None
+            ),
+            file_bytes=_exported(run.export),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """One chosen subnet with the targets that it serves, and its cost, recomputed layer by layer.
+
+    `cost` is None where it cannot be recomputed; `note` says why, or in what it differs from the record.
+    """
+
+    subnet: Subnet
+    workload: Workload
+    targets: tuple[Target, ...]
+    cost: CostEstimate | None
+    note: str | None
+
+    @property
+    def label(self) -> str:
+        """The targets that it serves."""
+        return ", ".join(target.label for target in self.targets)
+
+    @property
+    def weights(self) -> int:
+        """Number of stored weights; biases, norms and scales not included."""
+        return sum(gemm.inputs * gemm.rows * gemm.count for gemm in self.workload.gemms if gemm.stored)
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run folder and gives its path.
+
+    Raises:
+        UsageError: `run` is not a run folder.
+        DamagedInputError: a file in it is damaged; the message names the file and the line or key.
+        QuasarError: the report cannot be written.
+    """
+    data = RunData.read(run)
+    path = RunFolder(run).report
+    write_atomic(path, render(data))
+    return path
+
+
+def render(data: RunData) -> str:
+    """The page of a run."""
+    front = data.front
+    device, device_problem = _device(front.device) if front else (None, None)
+    chosen = [_chosen(group, device) for group in _by_subnet(front)] if front else []
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": _size, "count": _count}
+    return environment.get_template("report.html.j2").render(
+        run=data,
+        front=front,
+        met=[target for target in front.targets if target.status == "ok"] if front else [],
+        device=device,
+        device_problem=device_problem,
+        chosen=chosen,
+        accelerators=_accelerators(front) if front else [],
+        bounds=_bounds(chosen),
+        duration=_duration(sum(epoch.seconds for epoch in data.epochs)),
+        facts=_facts(data),
+        environment=list(_flat(data.env or {})),
+        palette=figures.PALETTE,
+        pictures=_pictures(data, chosen),
+    )
+
+
+def _pictures(data: RunData, chosen: Sequence[Chosen]) -> dict[str, Markup]:
+    """The pictures of all sections that have something to show; those of subnets are called by their digest."""
+    pictures: dict[str, Figure] = {}
+    front = data.front
+    if data.trials or (front and front.pareto):
+        pictures["front"] = figures.front_figure(
+            trials=[(trial.latency_ms, trial.val_accuracy) for trial in data.trials],
+            front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
+            targets=[_mark(target) for target in front.targets] if front else [],
+            device=front.device if front else "the device",
+        )
+    if data.epochs:
+        pictures["training"] = figures.curves_figure(_panels(data.epochs))
+    widest: dict[str, int] = {}
+    for choice in chosen:
+        for kind, blocks in figures.block_linears(choice.workload).items():
+            widest[kind] = max(widest.get(kind, 0), *(gemm.rows * gemm.count for gemm in blocks.values()))
+    for choice in chosen:
+        pictures[choice.subnet.digest] = figures.rows_figure(choice.subnet, choice.workload, widest=widest)
+    bars = {choice.label: _milliseconds(choice.cost) for choice in chosen if choice.cost}
+    if bars:
+        pictures["latency"] = figures.latency_figure(bars)
+    # matplotlib escapes the texts of an SVG, so that its markup is safe.
+    return {
+        name: Markup(figures.inline_svg(figure, name=name, title=_TITLES.get(name, _TITLES["subnet"])))
+        for name, figure in pictures.items()
+    }
+
+
+def _mark(target: Target) -> figures.TargetMark:
+    point = (target.cost.latency_ms, target.val_accuracy) if target.cost and target.val_accuracy is not None else None
+    return figures.TargetMark(label=target.label, latency_ms=target.latency_ms, chosen=point)
+
+
+def _panels(epochs: Sequence[Epoch]) -> list[figures.Panel]:
+    loss: dict[str, list[figures.Point]] = {"training": [(e.epoch, e.train_loss) for e in epochs]}
+    accuracy: dict[str, list[figures.Point]] = {}
+    for epoch in epochs:
+        for name, probe in (epoch.val or {}).items():
+            loss.setdefault(f"validation, {name}", []).append((epoch.epoch, probe.loss))
+            accuracy.setdefault(name, []).append((epoch.epoch, probe.accuracy))
+    return [
+        figures.Panel(title="loss", series=loss),
+        figures.Panel(title="validation accuracy, %", series=accuracy, percent=True),
+        figures.Panel(title="learning rate", series={"learning rate": [(e.epoch, e.lr) for e in epochs]}),
+    ]
+
+
+def _milliseconds(cost: CostEstimate) -> dict[str, float]:
+    """Milliseconds of each group of layers."""
+    groups: dict[str, float] = {}
+    for layer in cost.layers:
+        group = figures.layer_group(layer.kind)
+        groups[group] = groups.get(group, 0.0) + layer.cycles / cost.cycles * cost.latency_ms
+    return groups
+
+
+def _bounds(chosen: Sequence[Chosen]) -> dict[str, list[float]]:
+    """What limits the layers: for each limit, its share of the cycles of each chosen subnet that has a cost."""
+    costs = [choice.cost for choice in chosen if choice.cost]
+    limits = dict.fromkeys(layer.bound for cost in costs for layer in cost.layers)
+    return {
+        limit: [sum(layer.cycles for layer in cost.layers if layer.bound == limit) / cost.cycles for cost in costs]
+        for limit in limits
+    }
+
+
+def _by_subnet(front: Front) -> list[tuple[Target, ...]]:
+    """The targets that are met, those with the same subnet and accelerator together."""
+    groups: dict[tuple[Subnet | None, AcceleratorConfig | None], list[Target]] = {}
+    for target in front.targets:
+        if target.status == "ok":
+            groups.setdefault((target.subnet, target.accelerator), []).append(target)
+    return [tuple(group) for group in groups.values()]
+
+
+def _chosen(targets: tuple[Target, ...], device: Device | None) -> Chosen:
+    first = targets[0]
+    assert first.subnet is not None and first.cost is not None  # `Target` makes sure
+    workload = lower(first.subnet)
+    cost, note = None, None
+    if device is None or first.accelerator is None:
+        note = "its cycles cannot be recomputed: the device or the accelerator is not known"
+    else:
+        try:
+            cost = FpgaCostModel(device, first.accelerator).estimate(workload)
+        except QuasarError as error:
+            note = f"its cycles cannot be recomputed: {error}"
+    if cost is not None and first.cost.cycles not in (None, cost.cycles):
+        note = (
+            f"the search recorded {first.cost.cycles:,} cycles, and the cost model now computes {cost.cycles:,}; "
+            "the device file or the model has changed since"
+        )
+    return Chosen(subnet=first.subnet, workload=workload, targets=targets, cost=cost, note=note)
+
+
+def _device(name: str) -> tuple[Device | None, str | None]:
+    """The device, or why there is none: the report may be written where a plug-in or a board's file is missing."""
+    try:
+        return load_device(name), None
+    except QuasarError as error:
+        return None, str(error)
+
+
+def _accelerators(front: Front) -> list[tuple[str, dict[str, Any]]]:
+    """The different accelerators, each with the targets that it is for."""
+    groups: dict[AcceleratorConfig, list[str]] = {}
+    for target in front.targets:
+        if target.accelerator is not None:
+            groups.setdefault(target.accelerator, []).append(target.label)
+    return [(", ".join(labels), asdict(accelerator)) for accelerator, labels in groups.items()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedInputError(f"{path}: cannot be read as text: {error}") from None
+
+
+def _settings(path: Path) -> str:
+    """The text of `config.yaml`, as it is: its order is the user's."""
+    if not isinstance(read_yaml(path, what="configuration file"), dict):
+        raise DamagedInputError(f"{path}: expected keys and values")
+    return _text(path)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    document = _parse(_text(path), path)
+    if not isinstance(document, dict):
+        raise DamagedInputError(f"{path}: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def _rows(cls: type[T], path: Path) -> Iterator[T]:
+    """The lines of a JSONL file as instances of a dataclass; none if there is no file."""
+    if not path.exists():
+        return
+    adapter = TypeAdapter(cls)  # once: files have thousands of lines
+    for number, line in enumerate(_text(path).removesuffix("\n").split("\n") if path.stat().st_size else (), start=1):
+        row = _parse(line, path, line=number)
+        try:
+            yield adapter.validate_python(row)
+        except ValidationError:
+            validate(cls, row, source=f"{path}:{number}", error=DamagedInputError)  # words the same failure
+
+
+def _parse(text: str, path: Path, *, line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = line + getattr(error, "lineno", 1) - 1
+        raise DamagedInputError(f"{path}:{where}: is not JSON ({getattr(error, 'msg', error)})") from None
+
+
+def _exported(folder: Path) -> dict[str, dict[str, int]]:
+    """Sizes of exported files as they are on disk; the manifest says which subnet a folder holds."""
+    sizes: dict[str, dict[str, int]] = {}
+    for manifest in sorted(folder.glob("*/manifest.json")):
+        files = (path for path in sorted(manifest.parent.rglob("*")) if path.is_file())
+        sizes[str(_mapping(manifest).get("digest"))] = {
+            path.relative_to(manifest.parent).as_posix(): path.stat().st_size for path in files
+        }
+    return sizes
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as dotted keys with their values as text."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """A few settings for the head of the page, as far as the configuration has them."""
+    settings = dict(_flat(yaml.safe_load(data.config))) if data.config else {}
+    wanted = {"data set": "data.name", "search": "search.algorithm", "seed": "seed"}
+    return [(title, settings[key]) for title, key in wanted.items() if key in settings]
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for readers."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _size(size_bytes: float) -> str:
+    """Bytes for readers: three digits and a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.3g} {unit}" if size_bytes < 1000 else f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.3g} GiB"
+
+
+def _count(number: int) -> str:
+    """A large number for readers: three digits and a word."""
+    for limit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if number >= limit:
+            return f"{number / limit:.3g} {word}"
+    return str(number)

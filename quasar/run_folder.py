@@ -1,0 +1,164 @@
+"""The folder of a run: who may write into it, what is in it, and what a finished stage left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hwmodel.errors import DamagedInputError, QuasarError, UsageError
+from hwmodel.files import write_atomic
+from quasar.config import CONFIG_FILE, RunConfig, differing_keys, load_config
+
+#: all that a run writes, stage by stage; --overwrite removes these and nothing else
+STAGE_FILES = {
+    "train": ("train",),
+    "search": ("search",),
+    "export": ("export",),
+    "report": ("report.html",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def train(self) -> Path:
+        """Metrics and checkpoints."""
+        return self.path / "train"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The supernet after the last epoch."""
+        return self.train / "checkpoints" / "last.safetensors"
+
+    @property
+    def journal(self) -> Path:
+        """One line for each evaluated subnet."""
+        return self.path / "search" / "trials.jsonl"
+
+    @property
+    def front(self) -> Path:
+        """The result of the search."""
+        return self.path / "search" / "front.json"
+
+    @property
+    def export(self) -> Path:
+        """One bundle for each target."""
+        return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    def config(self) -> RunConfig:
+        """The resolved configuration; raises `UsageError` if this is no run folder."""
+        return load_config(self.path)
+
+    def read_front(self) -> dict[str, Any]:
+        """The search's result; raises `UsageError` if there is none yet, `DamagedInputError` if it is damaged."""
+        if not self.front.exists():
+            raise UsageError(f"{self.path}: has no search result yet; run `quasar search {self.path}` first")
+        try:
+            document = json.loads(self.front.read_text(encoding="utf-8"))
+            if not isinstance(document["targets"], list):
+                raise TypeError("targets is not a list")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedInputError(f"{self.front}: is not a search result ({error}); search again") from None
+        return dict(document)
+
+    def remove(self, *stages: str) -> None:
+        """Deletes what the named stages wrote."""
+        for stage in stages:
+            for name in STAGE_FILES[stage]:
+                item = self.path / name
+                if item.is_dir():
+                    shutil.rmtree(item)
+                elif item.exists():
+                    item.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; raises `UsageError` if another process holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise QuasarError(f"{self.path}: cannot be used as a run folder: {error.strerror or error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UsageError(
+                    f"{self.path}: is in use by process {holder}; wait for it, or choose another folder with name=…"
+                ) from None
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+@contextmanager
+def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+    """The run folder of `config`, locked and ready: new, continued, or cleared.
+
+    Raises:
+        UsageError: the folder holds a run and neither flag says what to do with it; it holds a run with other
+            settings; it holds something else; both flags are given; another process is using it.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    run = RunFolder(config.folder)
+    if run.path.exists() and not run.path.is_dir():
+        raise UsageError(f"{run.path}: is a file; choose another name or output_dir")
+    found = {item.name for item in run.path.iterdir()} - {".lock"} if run.path.exists() else set()
+    holds_run = CONFIG_FILE in found
+    if found and not holds_run:
+        raise UsageError(f"{run.path}: is not a run folder but holds files ({min(found)}, …); choose another name")
+    with run.locked():
+        if holds_run and not overwrite:
+            if not resume:
+                raise UsageError(
+                    f"{run.path}: holds a run already; continue it with --resume, replace it with --overwrite, "
+                    "or choose another folder with name=…"
+                )
+            changed = differing_keys(config, run.config())
+            if changed:
+                raise UsageError(
+                    f"{run.path}: cannot resume: {changed[0]} differs from the run's {CONFIG_FILE}"
+                    f"{f' (and {len(changed) - 1} more keys)' if len(changed) > 1 else ''}; "
+                    "restore it, choose another name, or use --overwrite"
+                )
+        if overwrite:
+            run.remove(*STAGE_FILES)
+        write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+        write_atomic(run.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        yield run
+
+
+def environment() -> dict[str, Any]:
+    """What the results depend on beside the configuration: versions and the machine."""
+    packages = ("quasar-nas", "torch", "timm", "numpy")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {package: version(package) for package in packages},
+    }

@@ -1,0 +1,89 @@
+"""Settings of the search and of the hardware that it searches for. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One limit on speed, given as `latency_ms` or as `fps` (frames per second, one frame at a time)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    latency_ms: float | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.latency_ms is None) == (self.fps is None):
+            raise ValueError("a target has either latency_ms or fps")
+        name = "fps" if self.latency_ms is None else "latency_ms"
+        value = getattr(self, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, not {value}")
+
+    @property
+    def limit_ms(self) -> float:
+        """The largest latency that meets the target."""
+        if self.latency_ms is not None:
+            return self.latency_ms
+        assert self.fps is not None
+        return 1000.0 / self.fps
+
+    def __str__(self) -> str:
+        return f"{self.latency_ms:g} ms" if self.latency_ms is not None else f"{self.fps:g} FPS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardwareConfig:
+    """The device, and what of its accelerator is fixed; what is null is chosen for the space's largest subnet.
+
+    `array` is the number of rows and inputs of the DSP array, `backend` the way products are packed into a DSP,
+    `activations` where they live between layers: in the device's memory blocks or in DDR.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    device: str = "zcu102"
+    clock_mhz: float | None = None
+    backend: str | None = None
+    array: tuple[int, int] | None = None
+    activations: str = "onchip"
+
+    def __post_init__(self) -> None:
+        if self.clock_mhz is not None and not (self.clock_mhz > 0 and math.isfinite(self.clock_mhz)):
+            raise ValueError(f"clock_mhz must be positive, not {self.clock_mhz}")
+        if self.array is not None and not all(size > 0 for size in self.array):
+            raise ValueError(f"array must be two positive sizes, not {list(self.array)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """A search for the best subnet under each target.
+
+    `evaluations` is the number of subnets whose accuracy is measured, `population` how many of them in a generation,
+    `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    targets: tuple[Target, ...]
+    algorithm: str = "evolution"
+    evaluations: int = 200
+    population: int = 20
+    parents: int = 10
+    mutation_probability: float = 0.15
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets: the list is empty; give at least one latency_ms or fps")
+        for name in ("evaluations", "population", "parents", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.mutation_probability <= 1:
+            raise ValueError(f"mutation_probability must lie in (0, 1], not {self.mutation_probability}")
+        limits = [target.limit_ms for target in self.targets]
+        if len(set(limits)) < len(limits):
+            raise ValueError("targets: the same limit is given twice")

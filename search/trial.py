@@ -1,0 +1,75 @@
+"""Evaluated subnets, the front among them, and its hypervolume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from supernet.subnet import Subnet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One subnet with its accuracy on the validation split and its latency; `index` counts evaluations from 0."""
+
+    index: int
+    generation: int
+    digest: str
+    genotype: tuple[int, ...]
+    val_accuracy: float
+    val_loss: float
+    latency_ms: float
+
+    @property
+    def quality(self) -> tuple[float, float, float]:
+        """For ranking under a latency limit: accuracy, then lower loss (ties are common), then lower latency."""
+        return (self.val_accuracy, -self.val_loss, -self.latency_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in `trials.jsonl`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoFront:
+    """The trials that no other beats in both latency and accuracy, from the fastest to the slowest."""
+
+    trials: tuple[Trial, ...]
+
+    @staticmethod
+    def of(trials: Iterable[Trial]) -> ParetoFront:
+        """The front among `trials`; of equals, the one with the lower loss."""
+        front: list[Trial] = []
+        for trial in sorted(trials, key=lambda t: (t.latency_ms, -t.val_accuracy, t.val_loss, t.index)):
+            if not front or trial.val_accuracy > front[-1].val_accuracy:
+                front.append(trial)
+        return ParetoFront(trials=tuple(front))
+
+    def hypervolume(self, *, slowest_ms: float) -> float:
+        """The area between the front and the corner (slowest, accuracy 0), with latency in units of `slowest_ms`.
+
+        It lies in [0, 1]: 1 would be full accuracy in no time. Trials slower than `slowest_ms` do not count.
+        """
+        inside = [trial for trial in self.trials if trial.latency_ms <= slowest_ms]
+        ends = [*(trial.latency_ms for trial in inside[1:]), slowest_ms]
+        return sum(
+            trial.val_accuracy * (end - trial.latency_ms) / slowest_ms for trial, end in zip(inside, ends, strict=True)
+        )
+
+
+def best_under(trials: Sequence[Trial], limit_ms: float, *, count: int = 1) -> list[Trial]:
+    """The `count` best of the trials that meet the limit, best first; fewer if fewer meet it."""
+    feasible = [trial for trial in trials if trial.latency_ms <= limit_ms]
+    return sorted(feasible, key=lambda t: (t.quality, -t.index), reverse=True)[:count]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What the search found for one target: a trial and its subnet, or the reason why there is none."""
+
+    limit_ms: float
+    trial: Trial | None
+    subnet: Subnet | None
+    reason: str | None = None
+    nearest_latency_ms: float | None = None

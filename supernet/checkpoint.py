@@ -1,0 +1,120 @@
+"""Checkpoints: one safetensors file with the weights, the optimizer's state, and what they belong to as metadata.
+
+The metadata key `quasar` holds JSON: the format version, the space, supernet settings, the epochs and steps done, and
+the digest of the training data. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hwmodel.errors import DamagedInputError, UsageError
+from hwmodel.files import write_atomic
+from supernet.config import SupernetConfig
+from supernet.space import SearchSpace
+from supernet.validation import validate
+from supernet.vit import SupernetViT
+
+FORMAT = 1
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """The state of a training run after `epoch` epochs.
+
+    `optimizer` maps "parameter index.name" to the tensors of torch's optimizer state.
+    """
+
+    space: SearchSpace
+    supernet: SupernetConfig
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int
+    step: int
+    best_accuracy: float
+    train_digest: str
+    settings: dict[str, Any]  # of the training, so that a resumed run can refuse other ones
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint; raises `QuasarError` if the disk refuses, and keeps the file that was there."""
+        tensors = {_MODEL + name: tensor for name, tensor in self.model.items()}
+        tensors |= {_OPTIMIZER + name: tensor for name, tensor in self.optimizer.items()}
+        about = {
+            "format": FORMAT,
+            "space": asdict(self.space),
+            "supernet": asdict(self.supernet),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_accuracy": self.best_accuracy,
+            "train_digest": self.train_digest,
+            "settings": self.settings,
+        }
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomic(path, safetensors.torch.save(contiguous, metadata={"quasar": json.dumps(about)}))
+
+    @staticmethod
+    def load(path: Path) -> Checkpoint:
+        """Reads a checkpoint to the CPU.
+
+        Raises:
+            UsageError: there is no such file.
+            DamagedInputError: it is truncated, of another program, or of a newer format.
+        """
+        if not path.is_file():
+            raise UsageError(f"{path}: no such checkpoint; train first with `quasar train`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("quasar", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedInputError(
+                f"{path}: is not a whole safetensors file ({error}); use another checkpoint or train again"
+            ) from None
+        if not isinstance(about, dict) or "format" not in about:
+            raise DamagedInputError(f"{path}: is not a checkpoint of a Quasar supernet (no 'quasar' metadata)")
+        if about["format"] != FORMAT:
+            raise DamagedInputError(f"{path}: has checkpoint format {about['format']}, this version reads {FORMAT}")
+        source = f"{path} (metadata)"
+        try:
+            return Checkpoint(
+                space=validate(SearchSpace, about["space"], source=source, error=DamagedInputError),
+                supernet=validate(SupernetConfig, about["supernet"], source=source, error=DamagedInputError),
+                model={k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)},
+                optimizer={k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)},
+                epoch=about["epoch"],
+                step=about["step"],
+                best_accuracy=about["best_accuracy"],
+                train_digest=about["train_digest"],
+                settings=about["settings"],
+            )
+        except KeyError as error:
+            raise DamagedInputError(f"{source}: key {error} is missing") from None
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits over the weights: equal for equal supernets."""
+        content = hashlib.sha256()
+        for name in sorted(self.model):
+            content.update(name.encode())
+            content.update(self.model[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def build(self, *, source: str) -> SupernetViT:
+        """The supernet with these weights; `source` names the file in errors."""
+        model = SupernetViT(self.space, layer_scale=self.supernet.layer_scale)
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise DamagedInputError(f"{source}: the weights do not fit the space they claim: {first}") from None
+        return model

@@ -1,0 +1,54 @@
+"""Accuracy and loss of one network on one split of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from torch import Tensor
+
+from supernet.data.splits import Split
+from supernet.space import SearchSpace
+from supernet.standalone import SubnetViT, extract
+from supernet.subnet import Subnet
+from supernet.vit import SupernetViT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Top-1 accuracy as a share in [0, 1], mean cross-entropy in nats, and the images they come from."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+@torch.inference_mode()
+def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | None = None) -> Evaluation:
+    """Runs an extracted subnet over a split, in order, on the device that holds it.
+
+    Args:
+        limit: only the first so many images.
+    """
+    device = module.cls_token.device
+    correct, loss, images = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    for x_BCHW, y_B in split.batches(batch_size, device=device, limit=limit):
+        logits: Tensor = module(x_BCHW)
+        correct += (logits.argmax(dim=1) == y_B).sum()
+        loss += F.cross_entropy(logits, y_B, reduction="sum")
+        images += len(y_B)
+    return Evaluation(accuracy=correct.item() / images, loss=loss.item() / images, images=images)
+
+
+def probe_subnets(space: SearchSpace) -> dict[str, Subnet]:
+    """The fixed subnets whose accuracy says how a supernet is: the largest and the smallest."""
+    return {"max": space.largest(), "min": space.smallest()}
+
+
+def probe(model: SupernetViT, split: Split, *, batch_size: int) -> dict[str, Evaluation]:
+    """Evaluates the probe subnets of a supernet."""
+    return {
+        name: evaluate(extract(model, subnet), split, batch_size=batch_size)
+        for name, subnet in probe_subnets(model.space).items()
+    }

@@ -1,0 +1,157 @@
+import copy
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hwmodel.device
+from hwmodel.device import DEVICE_FOLDER, device_names, load_device
+from hwmodel.errors import DamagedInputError, UsageError
+
+ZCU102 = yaml.safe_load((DEVICE_FOLDER / "zcu102.yaml").read_text())
+
+
+@pytest.fixture
+def board(tmp_path):
+    """Writes a board that differs from the ZCU102 by `edit(document)` and gives its path."""
+
+    def write(edit=lambda document: None):
+        document = copy.deepcopy(ZCU102)
+        edit(document)
+        path = tmp_path / "board.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def plug_ins(monkeypatch):
+    """Replaces the entry points of installed packages; values name attributes of this module."""
+
+    def install(**points):
+        found = [EntryPoint(name=name, value=value, group="quasar.devices") for name, value in points.items()]
+        monkeypatch.setattr("hwmodel.registry.entry_points", lambda group: found)
+        hwmodel.device._devices.cache_clear()
+
+    yield install
+    hwmodel.device._devices.cache_clear()
+
+
+PLUGGED_PATH = DEVICE_FOLDER / "zcu102.yaml"
+
+
+def plugged_callable():
+    return PLUGGED_PATH
+
+
+def broken_callable():
+    raise RuntimeError("no licence")
+
+
+def wrong_callable():
+    return "zcu102.yaml"
+
+
+def test_zcu102_is_known_by_name_and_by_path():
+    device = load_device("zcu102")
+    assert (device.dsp, device.bram18, device.lut, device.ff, device.uram) == (2520, 1824, 274080, 548160, 0)
+    assert device.clock_mhz == 150
+    assert device.ddr_gb_per_s * device.ddr_efficiency == pytest.approx(14.4)
+    assert device.limits.lut == 0.70
+    assert load_device(DEVICE_FOLDER / "zcu102.yaml") == device
+    assert load_device(str(DEVICE_FOLDER / "zcu102.yaml")) == device
+    assert "zcu102" in device_names()
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(UsageError, match="unknown device 'zcu_102': did you mean 'zcu102'"):
+        load_device("zcu_102")
+
+
+def test_missing_file_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.yml' cannot be read: No such file.*zcu102"):
+        load_device(tmp_path / "nowhere.yml")
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    path = tmp_path / "board.yaml"
+    path.write_text("name: board\ntitle: [open\npart: x\n")
+    with pytest.raises(DamagedInputError, match=r"board\.yaml: not valid YAML at line 3"):
+        load_device(path)
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"\xff\xfe\x00", "not UTF-8"), (b"", "expected a mapping")])
+def test_a_file_that_is_no_mapping(tmp_path, content, problem):
+    path = tmp_path / "board.yaml"
+    path.write_bytes(content)
+    with pytest.raises(DamagedInputError, match=problem):
+        load_device(path)
+
+
+def _set(key, value):
+    def edit(document):
+        section, _, name = key.rpartition(".")
+        (document[section] if section else document)[name] = value
+
+    return edit
+
+
+def _figure(value):
+    return {"value": value, "source": "here"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda d: d.pop("dsp"), r"figure 'dsp' is missing; write 'dsp: \{value"),
+        (lambda d: d["limits"].pop("ff"), r"figure 'limits.ff' is missing; write 'ff: "),
+        (lambda d: d.pop("energy"), "'energy' must be a mapping"),
+        (lambda d: d.pop("part"), "'part' must be a text"),
+        (_set("dsp", 2520), "'dsp' needs exactly a value and a source"),
+        (_set("dsp", {"value": 2520, "source": " "}), "'dsp' has no source"),
+        (_set("dsp", _figure(-1)), "'dsp' must be above 0, not -1"),
+        (_set("uram", _figure(-1)), "'uram' must be at least 0, not -1"),
+        (_set("dsp", _figure(0)), "'dsp' must be above 0"),
+        (_set("dsp", _figure("many")), "'dsp' must be a whole number, not 'many'"),
+        (_set("dsp", _figure(2.5)), "'dsp' must be a whole number"),
+        (_set("dsp", _figure(True)), "'dsp' must be a whole number"),
+        (_set("clock_mhz", _figure("fast")), "'clock_mhz' must be a number"),
+        (_set("clock_mhz", _figure(float("nan"))), "'clock_mhz' must be above 0"),
+        (_set("clock_mhz", _figure(400)), "'clock_mhz' 400 exceeds 'max_clock_mhz' 333"),
+        (_set("limits.dsp", _figure(80)), "'limits.dsp' is a share, at most 1"),
+        (_set("dps", _figure(1)), "unknown key 'dps': did you mean 'dsp'"),
+        (_set("limits.lutt", _figure(1)), "unknown key 'limits.lutt': did you mean 'limits.lut'"),
+    ],
+)
+def test_a_bad_figure_is_named_with_its_file(board, edit, problem):
+    with pytest.raises(DamagedInputError, match=rf"board\.yaml: .*{problem}"):
+        load_device(board(edit))
+
+
+def test_plug_ins_give_a_path_or_a_callable(plug_ins):
+    plug_ins(plain=f"{__name__}:PLUGGED_PATH", called=f"{__name__}:plugged_callable")
+    assert load_device("plain") == load_device("called") == load_device("zcu102")
+    assert device_names() == ["called", "plain", "zcu102"]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("no_such_module:x", "plug-in 'acme' .* cannot be loaded"),
+        (f"{__name__}:broken_callable", "device 'acme' failed: RuntimeError: no licence"),
+        (f"{__name__}:wrong_callable", "device 'acme' must give a Path, not str"),
+    ],
+)
+def test_a_broken_plug_in_is_named(plug_ins, value, problem):
+    plug_ins(acme=value)
+    with pytest.raises(UsageError, match=problem):
+        load_device("acme")
+
+
+def test_boards_are_listed_without_numpy():
+    code = "import sys, hwmodel.device; hwmodel.device.device_names(); sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hwmodel.device.__file__).parents[1])
