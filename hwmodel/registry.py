@@ -13,11 +13,13 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in `known`: it suggests the nearest one and lists the rest."""
+    """The error for a name that is not in `known`: it suggests the nearest one, and lists all if they are few."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}")
+    hints = [f"did you mean '{close[0]}'?"] if close else []
+    if len(names) <= 20:
+        hints.append(f"known: {', '.join(names) or 'none'}")
+    return UsageError(f"unknown {kind} '{name}'" + (f": {' '.join(hints)}" if hints else ""))
 
 
 class Registry(Generic[T]):

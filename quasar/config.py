@@ -71,6 +71,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = read_yaml(file, what="configuration file")
     if data is None:
         data = {}
+    if path.is_dir() and isinstance(data, dict):
+        # A run folder may have been moved, or be named from another working directory: it is where it is.
+        data |= {"output_dir": str(path.parent), "name": path.name or path.resolve().name}
     for override in overrides:
         apply_override(data, override)
     given = f" with {' '.join(overrides)}" if overrides else ""

@@ -11,15 +11,19 @@ colour blindness can tell apart; precision is told by lightness (more bits, stro
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from hwmodel.cost import CostEstimate
 from hwmodel.workload import Gemm, Workload
 from supernet.subnet import Subnet
 
@@ -56,7 +60,7 @@ LAYER_GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 _MOST_VECTOR_DOTS = 3000  # above this a scatter plot becomes one embedded image: the page must stay small
-_STYLE = {
+_STYLE: Any = {  # the type of its keys differs between versions of matplotlib
     "text.parse_math": False,  # names come from users: a dollar sign is a dollar sign
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # comes with matplotlib, and is wide: other fonts fit where it fits
@@ -113,7 +117,9 @@ def front_figure(
     device: str,
 ) -> Figure:
     """All trials, the Pareto front as a step line, and the targets with the subnets chosen for them."""
-    figure = Figure(figsize=(10, 5))
+    figure = Figure(
+        figsize=(10, 5), label="Accuracy against latency of all trials, with the Pareto front and the targets"
+    )
     axes = figure.add_subplot()
     if trials:
         x, y = zip(*trials, strict=True)
@@ -137,46 +143,49 @@ def front_figure(
         axes.scatter(x, y, s=70, marker="D", color=_C["vermilion"], linewidths=0, label="chosen for a target", zorder=4)
     for mark in targets:
         axes.axvline(mark.latency_ms, color=_C["ink"], linewidth=0.9, linestyle="-" if mark.chosen else (0, (1, 2)))
-        axes.annotate(
+        axes.annotate(  # above the axes, where no point can be
             mark.label + ("" if mark.chosen else " (infeasible)"),
             (mark.latency_ms, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, -3),
+            xytext=(-2, 4),
             textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top",
+            rotation=30,
+            rotation_mode="anchor",
             fontsize=8.5,
         )
     latencies = [latency for latency, _ in (*trials, *front, *chosen)] + [mark.latency_ms for mark in targets]
     if latencies and min(latencies) > 0 and max(latencies) / min(latencies) > 8:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(f"modelled latency on {device}, ms")
     axes.set_ylabel("validation accuracy, %")
     axes.yaxis.set_major_formatter(_PERCENT)
     axes.grid(axis="y")
-    axes.legend(loc="lower right")
+    _legend_on_top(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 @matplotlib.rc_context(_STYLE)
 def curves_figure(panels: Sequence[Panel]) -> Figure:
     """Training curves, one panel beside the other."""
-    figure = Figure(figsize=(10, 3.1))
+    figure = Figure(figsize=(10, 3.3), label="Loss, accuracy and learning rate over the epochs")
+    names = dict.fromkeys(name for panel in panels for name in panel.series)
+    colors = dict(zip(names, itertools.cycle(_SERIES), strict=False))  # one curve, one colour, in all panels
+    lines = {}
     for axes, panel in zip(_row_of_axes(figure, len(panels)), panels, strict=True):
-        for (name, points), color in zip(panel.series.items(), _cycle(_SERIES), strict=False):
+        for name, points in panel.series.items():
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=_C[color], label=name, marker="o" if len(x) < 20 else "", markersize=3)
+            marker = "o" if len(x) < 20 else ""
+            (lines[name],) = axes.plot(x, y, color=_C[colors[name]], marker=marker, markersize=3)
         axes.set_title(panel.title)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         if panel.percent:
             axes.yaxis.set_major_formatter(_PERCENT)
         axes.grid(axis="y")
-        if len(panel.series) > 1:
-            axes.legend()
+    _legend_on_top(figure, list(lines.values()), list(lines))
     return figure
 
 
@@ -190,17 +199,28 @@ def block_linears(workload: Workload) -> dict[str, dict[int, Gemm]]:
     return linears
 
 
+def widest_rows(workloads: Iterable[Workload]) -> dict[str, int]:
+    """For each kind of linear, its largest number of rows in any block of any workload."""
+    widest: dict[str, int] = {}
+    for workload in workloads:
+        for kind, blocks in block_linears(workload).items():
+            widest[kind] = max(widest.get(kind, 0), *(gemm.rows * gemm.count for gemm in blocks.values()))
+    return widest
+
+
 @matplotlib.rc_context(_STYLE)
 def rows_figure(subnet: Subnet, workload: Workload, *, widest: Mapping[str, int]) -> Figure:
     """The rows of each linear of each block as a bar, split by precision.
 
-    `widest` has the largest number of rows for each kind of linear, over all pictures that are to be compared: a row
-    has the same length in all of them, and in all columns of one.
+    `widest` comes from `widest_rows` over all pictures that are to be compared: a row has the same length in all of
+    them, and in all columns of one.
     """
     linears = block_linears(workload)
     columns = [kind for kind in widest if kind in linears]
-    room = 0.045 * sum(widest.values())  # for the number at the end of the longest bar
-    figure = Figure(figsize=(10, 0.75 + 0.235 * subnet.depth))
+    room = 0.055 * sum(widest.values())  # for the number at the end of the longest bar
+    figure = Figure(
+        figsize=(10, 0.75 + 0.235 * subnet.depth), label="Rows of each linear of each block, split by precision"
+    )
     all_axes = _row_of_axes(figure, len(columns), widths=[widest[kind] + room for kind in columns])
     for axes, kind in zip(all_axes, columns, strict=True):
         blocks = linears[kind]
@@ -232,19 +252,23 @@ def rows_figure(subnet: Subnet, workload: Workload, *, widest: Mapping[str, int]
 
 
 @matplotlib.rc_context(_STYLE)
-def latency_figure(milliseconds: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Stacked bars: for each label, the milliseconds of each title of `LAYER_GROUPS`."""
-    figure = Figure(figsize=(10, 1.35 + 0.42 * len(milliseconds)))
+def latency_figure(costs: Mapping[str, CostEstimate]) -> Figure:
+    """Stacked bars: for each label, the milliseconds of each group of layers."""
+    figure = Figure(figsize=(10, 1.35 + 0.42 * len(costs)), label="Latency of each chosen subnet by type of layer")
     axes = figure.add_subplot()
-    labels = list(milliseconds)
-    start = [0.0] * len(labels)
+    start = [0.0] * len(costs)
     for title, _, color in LAYER_GROUPS:
-        lengths = [milliseconds[label].get(title, 0.0) for label in labels]
-        axes.barh(labels, lengths, left=start, color=_C[color], label=title, height=0.66)
+        lengths = [
+            sum(layer.cycles for layer in cost.layers if layer_group(layer.kind) == title)
+            / cost.cycles
+            * cost.latency_ms
+            for cost in costs.values()
+        ]
+        axes.barh(list(costs), lengths, left=start, color=_C[color], label=title, height=0.66)
         start = [s + length for s, length in zip(start, lengths, strict=True)]
     for position, total in enumerate(start):
         axes.annotate(
-            f"{total:.2f} ms", (total, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
+            f"{total:.3g} ms", (total, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
         )
     axes.invert_yaxis()
     axes.margins(x=0.1)
@@ -264,10 +288,10 @@ def layer_group(kind: str) -> str:
     return next((title for title, kinds, _ in LAYER_GROUPS if kind in kinds), LAYER_GROUPS[-1][0])
 
 
-def inline_svg(figure: Figure, *, name: str, title: str) -> str:
+def inline_svg(figure: Figure, *, name: str) -> str:
     """The figure as an `<svg>` element for an HTML page; `name` keeps its ids apart from those of other figures.
 
-    It is as wide as its container, has `title` for screen readers, and refers to nothing outside itself.
+    It is as wide as its container, has the figure's label for screen readers, and refers to nothing outside itself.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):  # equal data, equal bytes
@@ -279,19 +303,14 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # names of artists, the same in every figure
     for color, (light, _) in PALETTE.items():
         text = text.replace(light, f"var(--{color})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{figure.get_label()}"', 1)
 
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}")
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-
-
-def _cycle(names: Sequence[str]) -> Iterable[str]:
-    while True:
-        yield from names
+def _legend_on_top(figure: Figure, handles: Sequence[Artist], titles: Sequence[str]) -> None:
+    figure.legend(handles, titles, loc="outside upper left", ncols=len(titles), columnspacing=1.5, handlelength=1.2)
 
 
 def _row_of_axes(figure: Figure, count: int, *, widths: Sequence[float] | None = None) -> list[Axes]:
@@ -303,6 +322,6 @@ def _block_labels(subnet: Subnet) -> list[str]:
     """Heads and MLP width of each block, and its operator where the blocks differ in it."""
     mixed = len({block.operator for block in subnet.blocks}) > 1
     return [
-        f"{index + 1}   {block.num_heads} heads, MLP ×{block.mlp_ratio:g}" + (f", {block.operator}" if mixed else "")
+        f"{index + 1} · {block.num_heads} heads · MLP ×{block.mlp_ratio:g}" + (f" · {block.operator}" if mixed else "")
         for index, block in enumerate(subnet.blocks)
     ]

@@ -13,13 +13,15 @@ from hwmodel.device import load_device
 from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.explore import best_accelerator
 from hwmodel.files import write_atomic
-from quasar.config import RunConfig
+from quasar.config import CONFIG_FILE, RunConfig, differing_keys
 from quasar.progress import stage
+from quasar.report import write_report
 from quasar.run_folder import RunFolder
 from search.algorithm import ALGORITHMS
+from search.bounds import latency_bounds
 from search.config import HardwareConfig
 from search.evaluator import supernet_evaluator
-from search.run import SearchResult, algorithm_names, run_search
+from search.run import SearchResult, algorithm_names, infeasible_reason, run_search
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import Evaluation, evaluate
@@ -92,6 +94,23 @@ def choose_accelerator(space: SearchSpace, hardware: HardwareConfig) -> Accelera
     )
 
 
+def check_targets(config: RunConfig) -> None:
+    """Says before any training which targets no subnet can meet.
+
+    Raises:
+        InfeasibleError: that goes for all of them, or no accelerator fits the device.
+    """
+    accelerator = choose_accelerator(config.space, config.hardware)
+    cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
+    bounds = latency_bounds(config.space, cost_model)
+    reasons = [infeasible_reason(target, bounds) for target in config.search.targets]
+    if all(reasons):
+        raise InfeasibleError("; ".join(str(reason) for reason in reasons))
+    for reason in reasons:
+        if reason:
+            print(f"warning: {reason}", file=sys.stderr)
+
+
 def train_stage(run: RunFolder, config: RunConfig) -> dict[str, Evaluation]:
     """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets."""
     train_split, val_split = open_splits(config)
@@ -146,9 +165,14 @@ def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         )
     front = _front_document(result, config, supernet, cost_model=cost_model, accelerator=accelerator)
     write_atomic(run.front, json.dumps(front, indent=2) + "\n")
-    if all(target["status"] != "ok" for target in front["targets"]):
+    if not any_feasible(front):
         raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
     return front
+
+
+def any_feasible(front: dict[str, Any]) -> bool:
+    """Whether the search found a subnet for at least one target."""
+    return any(target["status"] == "ok" for target in front["targets"])
 
 
 def _front_document(
@@ -198,3 +222,31 @@ def _front_document(
         "targets": targets,
         "pareto": [trial.to_dict() for trial in result.front.trials],
     }
+
+
+def prepare_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Readies a run folder for a search with the settings of `config`.
+
+    Raises:
+        UsageError: there is a result or a started search and no flag says what to do with it; a setting that the
+            supernet depends on differs from that of the run.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    changed = differing_keys(config, run.config())
+    fixed = [key for key in changed if not key.startswith(("search.", "hardware."))]
+    if fixed:
+        raise UsageError(f"{run.path}: {fixed[0]} was settled when the supernet was trained; override search.* only")
+    started = run.front.exists() or run.journal.exists()
+    if started and not (resume or overwrite):
+        raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")
+    if resume and started and changed:
+        raise UsageError(f"{run.path}: cannot resume: {changed[0]} differs from the started search; use --overwrite")
+    if overwrite:
+        run.remove("search", "export", "report")
+    write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+
+
+def report_stage(run: RunFolder) -> Path:
+    """Writes `report.html`."""
+    return write_report(run.path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 
-from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.accelerator import BACKENDS, AcceleratorConfig, Backend
 from hwmodel.cost import CostEstimate, FpgaCostModel
 from hwmodel.device import Device, load_device
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
@@ -33,16 +33,6 @@ from search.trial import Trial
 from supernet.lowering import lower
 from supernet.subnet import Subnet
 from supernet.validation import read_yaml, validate
-
-TEMPLATES = Path(__file__).with_name("templates")
-
-#: what the pictures show, for those who cannot see them
-_TITLES = {
-    "front": "Accuracy against latency of all trials, with the Pareto front and the targets",
-    "subnet": "Rows of each linear of each block, split by precision",
-    "latency": "Latency of each chosen subnet by type of layer",
-    "training": "Loss, accuracy and learning rate over the epochs",
-}
 
 T = TypeVar("T")
 
@@ -105,6 +95,14 @@ class Target:
     def label(self) -> str:
         """The limit as the user gave it."""
         return f"≤ {self.latency_ms:.4g} ms" if self.fps is None else f"≥ {self.fps:.4g} FPS"
+
+    @property
+    def mark(self) -> figures.TargetMark:
+        """Its place in the picture of the front."""
+        point = None
+        if self.cost is not None and self.val_accuracy is not None:
+            point = (self.cost.latency_ms, self.val_accuracy)
+        return figures.TargetMark(label=self.label, latency_ms=self.latency_ms, chosen=point)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +185,7 @@ def write_report(run: Path) -> Path:
     """Writes `report.html` into a run folder and gives its path.
 
     Raises:
-        UsageError: `run` is not a run folder.
+        UsageError: `run` is not a run folder, or a chosen subnet has an operator that is not installed here.
         DamagedInputError: a file in it is damaged; the message names the file and the line or key.
         QuasarError: the report cannot be written.
     """
@@ -202,15 +200,14 @@ def render(data: RunData) -> str:
     front = data.front
     device, device_problem = _device(front.device) if front else (None, None)
     chosen = [_chosen(group, device) for group in _by_subnet(front)] if front else []
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "count": _count}
-    return environment.get_template("report.html.j2").render(
+    return jinja.get_template("report.html.j2").render(
         run=data,
         front=front,
         met=[target for target in front.targets if target.status == "ok"] if front else [],
@@ -235,53 +232,34 @@ def _pictures(data: RunData, chosen: Sequence[Chosen]) -> dict[str, Markup]:
         pictures["front"] = figures.front_figure(
             trials=[(trial.latency_ms, trial.val_accuracy) for trial in data.trials],
             front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
-            targets=[_mark(target) for target in front.targets] if front else [],
+            targets=[target.mark for target in front.targets] if front else [],
             device=front.device if front else "the device",
         )
     if data.epochs:
         pictures["training"] = figures.curves_figure(_panels(data.epochs))
-    widest: dict[str, int] = {}
-    for choice in chosen:
-        for kind, blocks in figures.block_linears(choice.workload).items():
-            widest[kind] = max(widest.get(kind, 0), *(gemm.rows * gemm.count for gemm in blocks.values()))
+    widest = figures.widest_rows(choice.workload for choice in chosen)
     for choice in chosen:
         pictures[choice.subnet.digest] = figures.rows_figure(choice.subnet, choice.workload, widest=widest)
-    bars = {choice.label: _milliseconds(choice.cost) for choice in chosen if choice.cost}
-    if bars:
-        pictures["latency"] = figures.latency_figure(bars)
+    costs = {choice.label: choice.cost for choice in chosen if choice.cost}
+    if costs:
+        pictures["latency"] = figures.latency_figure(costs)
     # matplotlib escapes the texts of an SVG, so that its markup is safe.
-    return {
-        name: Markup(figures.inline_svg(figure, name=name, title=_TITLES.get(name, _TITLES["subnet"])))
-        for name, figure in pictures.items()
-    }
-
-
-def _mark(target: Target) -> figures.TargetMark:
-    point = (target.cost.latency_ms, target.val_accuracy) if target.cost and target.val_accuracy is not None else None
-    return figures.TargetMark(label=target.label, latency_ms=target.latency_ms, chosen=point)
+    return {name: Markup(figures.inline_svg(figure, name=name)) for name, figure in pictures.items()}
 
 
 def _panels(epochs: Sequence[Epoch]) -> list[figures.Panel]:
-    loss: dict[str, list[figures.Point]] = {"training": [(e.epoch, e.train_loss) for e in epochs]}
+    training = "training, random subnets"
+    loss: dict[str, list[figures.Point]] = {training: [(e.epoch, e.train_loss) for e in epochs]}
     accuracy: dict[str, list[figures.Point]] = {}
     for epoch in epochs:
         for name, probe in (epoch.val or {}).items():
             loss.setdefault(f"validation, {name}", []).append((epoch.epoch, probe.loss))
-            accuracy.setdefault(name, []).append((epoch.epoch, probe.accuracy))
+            accuracy.setdefault(f"validation, {name}", []).append((epoch.epoch, probe.accuracy))
     return [
-        figures.Panel(title="loss", series=loss),
-        figures.Panel(title="validation accuracy, %", series=accuracy, percent=True),
-        figures.Panel(title="learning rate", series={"learning rate": [(e.epoch, e.lr) for e in epochs]}),
+        figures.Panel(title="cross-entropy loss", series=loss),
+        figures.Panel(title="accuracy, %", series=accuracy, percent=True),
+        figures.Panel(title="learning rate", series={training: [(e.epoch, e.lr) for e in epochs]}),
     ]
-
-
-def _milliseconds(cost: CostEstimate) -> dict[str, float]:
-    """Milliseconds of each group of layers."""
-    groups: dict[str, float] = {}
-    for layer in cost.layers:
-        group = figures.layer_group(layer.kind)
-        groups[group] = groups.get(group, 0.0) + layer.cycles / cost.cycles * cost.latency_ms
-    return groups
 
 
 def _bounds(chosen: Sequence[Chosen]) -> dict[str, list[float]]:
@@ -305,7 +283,8 @@ def _by_subnet(front: Front) -> list[tuple[Target, ...]]:
 
 def _chosen(targets: tuple[Target, ...], device: Device | None) -> Chosen:
     first = targets[0]
-    assert first.subnet is not None and first.cost is not None  # `Target` makes sure
+    assert first.subnet is not None  # `Target` makes sure
+    assert first.cost is not None
     workload = lower(first.subnet)
     cost, note = None, None
     if device is None or first.accelerator is None:
@@ -331,13 +310,13 @@ def _device(name: str) -> tuple[Device | None, str | None]:
         return None, str(error)
 
 
-def _accelerators(front: Front) -> list[tuple[str, dict[str, Any]]]:
-    """The different accelerators, each with the targets that it is for."""
+def _accelerators(front: Front) -> list[tuple[str, dict[str, Any], Backend]]:
+    """The different accelerators, each with the targets that it is for and its packing backend."""
     groups: dict[AcceleratorConfig, list[str]] = {}
     for target in front.targets:
         if target.accelerator is not None:
             groups.setdefault(target.accelerator, []).append(target.label)
-    return [(", ".join(labels), asdict(accelerator)) for accelerator, labels in groups.items()]
+    return [(", ".join(labels), config.to_dict(), BACKENDS[config.backend]) for config, labels in groups.items()]
 
 
 def _text(path: Path) -> str:
@@ -386,10 +365,10 @@ def _exported(folder: Path) -> dict[str, dict[str, int]]:
     """Sizes of exported files as they are on disk; the manifest says which subnet a folder holds."""
     sizes: dict[str, dict[str, int]] = {}
     for manifest in sorted(folder.glob("*/manifest.json")):
-        files = (path for path in sorted(manifest.parent.rglob("*")) if path.is_file())
-        sizes[str(_mapping(manifest).get("digest"))] = {
-            path.relative_to(manifest.parent).as_posix(): path.stat().st_size for path in files
-        }
+        digest = _mapping(manifest).get("digest")
+        if isinstance(digest, str):
+            files = (path for path in sorted(manifest.parent.rglob("*")) if path.is_file())
+            sizes[digest] = {path.relative_to(manifest.parent).as_posix(): path.stat().st_size for path in files}
     return sizes
 
 
@@ -415,20 +394,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _size(size_bytes: float) -> str:
-    """Bytes for readers: three digits and a binary unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.3g} {unit}" if size_bytes < 1000 else f"{size_bytes:.0f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.3g} GiB"
-
-
-def _count(number: int) -> str:
-    """A large number for readers: three digits and a word."""
-    for limit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if number >= limit:
-            return f"{number / limit:.3g} {word}"
-    return str(number)

@@ -72,7 +72,7 @@ def run_search(
     algorithm_names()
     build = ALGORITHMS.get(config.algorithm)
     bounds = latency_bounds(space, model)
-    feasible = sorted(t.limit_ms for t in config.targets if t.limit_ms >= bounds.fastest_ms)
+    feasible = sorted(t.limit_ms for t in config.targets if not infeasible_reason(t, bounds))
     trials: list[Trial] = []
     if feasible:
 
@@ -128,20 +128,22 @@ def run_search(
     )
 
 
+def infeasible_reason(target: Target, bounds: LatencyBounds) -> str | None:
+    """Why no subnet of the space can meet the target, with the nearest latency; None if one can."""
+    if target.limit_ms >= bounds.fastest_ms:
+        return None
+    return (
+        f"no subnet of the space meets {target}: the fastest takes {bounds.fastest_ms:.6g} ms "
+        f"({1000 / bounds.fastest_ms:.6g} FPS); give the space smaller choices, or the device a larger array "
+        "or a faster clock"
+    )
+
+
 def _choose(target: Target, trials: list[Trial], space: SearchSpace, bounds: LatencyBounds) -> Choice:
     limit_ms = target.limit_ms
-    if limit_ms < bounds.fastest_ms:
-        return Choice(
-            limit_ms=limit_ms,
-            trial=None,
-            subnet=None,
-            reason=(
-                f"no subnet of the space meets {target}: the fastest takes {bounds.fastest_ms:.6g} ms "
-                f"({1000 / bounds.fastest_ms:.6g} FPS); give the space smaller choices, or the device a larger array "
-                "or a faster clock"
-            ),
-            nearest_latency_ms=bounds.fastest_ms,
-        )
+    reason = infeasible_reason(target, bounds)
+    if reason:
+        return Choice(limit_ms=limit_ms, trial=None, subnet=None, reason=reason, nearest_latency_ms=bounds.fastest_ms)
     best = best_under(trials, limit_ms)
     if not best:
         return Choice(

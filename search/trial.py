@@ -52,9 +52,10 @@ class ParetoFront:
         It lies in [0, 1]: 1 would be full accuracy in no time. Trials slower than `slowest_ms` do not count.
         """
         inside = [trial for trial in self.trials if trial.latency_ms <= slowest_ms]
-        ends = [*(trial.latency_ms for trial in inside[1:]), slowest_ms]
+        ends = [trial.latency_ms for trial in inside[1:]] + [slowest_ms]
         return sum(
-            trial.val_accuracy * (end - trial.latency_ms) / slowest_ms for trial, end in zip(inside, ends, strict=True)
+            trial.val_accuracy * (end - trial.latency_ms) / slowest_ms
+            for trial, end in zip(inside, ends, strict=False)  # without a trial there is no area before the end
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,6 @@ from hwmodel.errors import DamagedInputError, UsageError
 from supernet.data.config import DataConfig
 from supernet.data.randomness import generator, seeded
 from supernet.data.samples import FileSamples
-
-# What Pillow's decoders raise for foreign, truncated or oversized files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -80,10 +76,11 @@ class _Decoded(Dataset[tuple[Tensor, int] | DamagedInputError]):
         source = self.samples.source
         try:
             image = source.read(index).convert("L" if self.samples.in_chans == 1 else "RGB")
-        except _DECODING_ERRORS as error:
+        except Exception as error:  # a damaged image can raise anything
             # Returned, since an exception from a worker process arrives as the text of a traceback.
             return DamagedInputError(
-                f"{source.name(index)}: cannot be read as an image ({error}); restore the file or remove it"
+                f"{source.name(index)}: cannot be read as an image ({type(error).__name__}: {error}); "
+                "restore the file or remove it"
             )
         # Seeded by sample, so that neither the number of workers nor the batch size matters.
         with seeded(*self.seeds, index):

@@ -73,6 +73,7 @@ class ArraySamples:
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images have {len(self.labels)} labels")
         _check_labels(self.labels, self.classes)
+        _check_normalization(self.normalization, self.in_chans)
 
     @property
     def in_chans(self) -> int:
@@ -90,7 +91,7 @@ class FileSamples:
         in_chans: 3 for RGB or 1 for grey.
 
     Raises:
-        ValueError: labels that do not fit the classes, or another number of channels.
+        ValueError: labels or normalization that do not fit, or another number of channels.
     """
 
     source: ImageSource
@@ -103,6 +104,7 @@ class FileSamples:
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 1 or 3, not {self.in_chans}")
         _check_labels(self.labels, self.classes)
+        _check_normalization(self.normalization, self.in_chans)
 
 
 Samples = ArraySamples | FileSamples
@@ -113,6 +115,11 @@ def _check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         raise ValueError(f"labels must be int64 (N,), not {labels.dtype} {labels.shape}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"labels must lie in 0..{len(classes) - 1}, not in {labels.min()}..{labels.max()}")
+
+
+def _check_normalization(normalization: Normalization, in_chans: int) -> None:
+    if not len(normalization.mean) == len(normalization.std) == in_chans:
+        raise ValueError(f"normalization {tuple(normalization)} is not that of {in_chans} channels")
 
 
 def fixed_order(count: int, seed: int = 0) -> NDArray[np.int64]:

@@ -77,7 +77,9 @@ class Split:
         hasher = hashlib.sha256(json.dumps([self.classes, self.in_chans, len(self)]).encode())
         if isinstance(samples, ArraySamples):
             images = samples.images[self._indices]
-            hasher.update(json.dumps(images.shape).encode() + images.tobytes() + labels.astype("<i8").tobytes())
+            hasher.update(json.dumps(images.shape).encode())
+            hasher.update(np.ascontiguousarray(images).data)
+            hasher.update(labels.astype("<i8").data)
         else:
             names = (samples.source.identity(int(index)) for index in self._indices)
             for line in sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True)):

@@ -107,13 +107,16 @@ def _open(config: DataConfig, part: Part) -> Any:
         raise UsageError(f"data.dataset: '{config.dataset}' does not keep the test part apart; use data.name=folder")
     if library == "torch" and (config.root is None or not config.download):
         config.existing_root(f"the folder of {config.dataset}, or set data.download")
+    test_split = config.test_split or "validation"
+    if test_split.startswith("train"):  # "training" and "train[:10%]" too would be training images
+        raise UsageError(f"data.test_split: '{test_split}' is of the train part; name another one")
     try:
         # timm and the libraries under it print to stdout, where a program may be expected to print JSON.
         with contextlib.redirect_stdout(sys.stderr):
             return create_dataset(
                 dataset,
                 root=config.root and str(Path(config.root).expanduser()),
-                split="train" if part == "train" else config.test_split or "validation",
+                split="train" if part == "train" else test_split,
                 download=config.download,
             )
     except ImportError as error:

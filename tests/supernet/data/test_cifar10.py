@@ -111,6 +111,8 @@ def test_pickles_of_something_else(root, batch):
         load(config(root), "test")
 
 
+# CPython complains of its own buffer, besides raising, where a byte becomes the opcode BYTEARRAY8.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_is_reported_as_such(root, data):

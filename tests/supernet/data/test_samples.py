@@ -66,6 +66,7 @@ def test_default_normalization():
         {"labels": np.array([0, 2])},
         {"labels": np.array([-1, 0])},
         {"labels": np.zeros(2, np.float32)},
+        {"normalization": Normalization((0.5,) * 3, (0.5,) * 3)},
     ],
 )
 def test_a_plug_in_hears_of_samples_that_do_not_fit(change):
@@ -76,5 +77,5 @@ def test_a_plug_in_hears_of_samples_that_do_not_fit(change):
         "normalization": Normalization((0.5,), (0.5,)),
     }
     assert ArraySamples(**good).in_chans == 1
-    with pytest.raises(ValueError, match=r"images|labels"):
+    with pytest.raises(ValueError, match=r"images|labels|normalization"):
         ArraySamples(**(good | change))

@@ -1,10 +1,11 @@
 import io
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dataset_files import jpeg, random_image
+from dataset_files import CLASSES, jpeg, random_image, write_class_folders
 from timm.data.dataset import ImageDataset
 
 from hwmodel.errors import DamagedInputError, UsageError
@@ -98,6 +99,25 @@ def test_labels_must_be_classes(reader, labels):
     reader.labels = labels
     with pytest.raises(UsageError, match=r"data\.dataset: the test part of 'hfds/some/set' cannot be used"):
         timm_sets.load(config("hfds/some/set"), "test")
+
+
+def test_torch_sets_of_files_are_decoded_later(tmp_path, monkeypatch):
+    """As torchvision's ImageNet: paths with labels, and synonyms for each class."""
+    write_class_folders(tmp_path / "val", count=2)
+    imgs = [(str(path), label) for label in range(3) for path in sorted((tmp_path / "val" / CLASSES[label]).iterdir())]
+    opened = SimpleNamespace(imgs=imgs, classes=[("ant", "emmet"), ("bee",), ("cat",)])
+    monkeypatch.setattr(timm_sets, "create_dataset", lambda *args, **keys: opened)
+    samples = timm_sets.load(config("torch/imagenet", tmp_path, grey=True), "test")
+    assert samples.classes == ("ant, emmet", "bee", "cat")
+    assert samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert samples.source.identity(5).startswith("val/cat/1.png ")
+    assert samples.in_chans == 1
+
+
+@pytest.mark.parametrize("test_split", ["training", "train[:10%]"])
+def test_the_test_part_is_not_of_the_train_part(test_split):
+    with pytest.raises(UsageError, match=r"data\.test_split"):
+        timm_sets.load(config("hfds/some/set", test_split=test_split), "train")
 
 
 @pytest.mark.parametrize("dataset", [None, "cifar10", "tfds/mnist", "wds/some", "hfids/some", "torch/image_folder"])

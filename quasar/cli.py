@@ -1,0 +1,268 @@
+"""The command line. Torch and everything heavy is imported inside commands, so that help answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from hwmodel.errors import QuasarError, UsageError
+
+app = typer.Typer(
+    name="quasar",
+    help="Search Vision Transformers with 4-bit and 8-bit weight rows for an FPGA at a given frame rate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+P = ParamSpec("P")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what an earlier command started.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
+Config = Annotated[Path, typer.Argument(help="Configuration file (YAML), or a run folder.")]
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of configuration keys: key.sub=value …")]
+
+INTERRUPTED = 130
+
+
+def command(function: Callable[P, Any]) -> Callable[P, None]:
+    """Turns what a command returns into output, and errors into one line and an exit code.
+
+    A command returns the document for `--json`, having printed what a person reads only without it.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json, debug = bool(kwargs.get("as_json")), bool(kwargs.get("debug"))
+        try:
+            document = function(*args, **kwargs)
+        except QuasarError as error:
+            if debug:
+                traceback.print_exc()
+            fail(str(error), error.exit_code, as_json=as_json)
+        except KeyboardInterrupt:
+            fail("interrupted; what was finished is kept, continue with --resume", INTERRUPTED, as_json=as_json)
+        except OSError as error:
+            # A full disk or a vanished folder is no bug of ours; anything else shows its traceback.
+            if debug:
+                traceback.print_exc()
+            fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, as_json=as_json)
+        if as_json:
+            print(json.dumps(document))
+
+    return run
+
+
+def fail(message: str, code: int, *, as_json: bool) -> NoReturn:
+    """Ends the program with one line on stderr (and, for scripts, as JSON on stdout)."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Search Vision Transformers with 4-bit and 8-bit weight rows for an FPGA at a given frame rate."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"quasar {installed('quasar-nas')}")
+        raise typer.Exit()
+
+
+@app.command("run")
+@command
+def run_command(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Do all stages of a run: train, search, export, report."""
+    from quasar.config import load_config
+    from quasar.run_folder import open_run
+
+    settings = load_config(config, overrides or ())
+    from quasar import pipeline, summary
+
+    pipeline.check_names(settings)
+    pipeline.check_targets(settings)  # what cannot be met is said before hours of training
+    with open_run(settings, resume=resume, overwrite=overwrite) as run:
+        pipeline.train_stage(run, settings)
+        if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
+            pipeline.search_stage(run, settings)
+        front = run.read_front()
+        bundles = pipeline.export_stage(run, settings, overwrite=True)
+        pipeline.report_stage(run)
+    if not as_json:
+        summary.print_front(front, bundles)
+        summary.print_next(run, bundles)
+    return {"run": str(run.path), "report": str(run.report), "bundles": [str(b) for b in bundles.values()], **front}
+
+
+@app.command()
+@command
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Train the supernet."""
+    from quasar.config import load_config
+    from quasar.run_folder import open_run
+
+    settings = load_config(config, overrides or ())
+    from dataclasses import asdict
+
+    from quasar import pipeline, summary
+
+    pipeline.check_names(settings)
+    pipeline.check_targets(settings)
+    with open_run(settings, resume=resume, overwrite=overwrite) as run:
+        probes = pipeline.train_stage(run, settings)
+    if not as_json:
+        summary.print_probes(probes)
+        print(f"next: quasar search {run.path}")
+    return {"run": str(run.path), "probes": {name: asdict(probe) for name, probe in probes.items()}}
+
+
+@app.command()
+@command
+def search(
+    run: Run,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Search the trained supernet of a run; search.* and hardware.* may be overridden."""
+    from quasar.config import load_config
+    from quasar.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    settings = load_config(run, overrides or ())
+    from quasar import pipeline, summary
+
+    pipeline.check_names(settings)
+    with folder.locked():
+        pipeline.prepare_search(folder, settings, resume=resume, overwrite=overwrite)
+        front = pipeline.search_stage(folder, settings)
+    if not as_json:
+        summary.print_front(front, {})
+        print(f"next: quasar export {run}")
+    return front
+
+
+@app.command()
+@command
+def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
+    """Export the subnet that the search chose for each target."""
+    from quasar.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    settings = folder.config()
+    from quasar import pipeline, summary
+
+    with folder.locked():
+        front = folder.read_front()
+        bundles = pipeline.export_stage(folder, settings, overwrite=overwrite)
+    if not as_json:
+        summary.print_front(front, bundles)
+        print(f"next: quasar verify {run}")
+    return {"bundles": [str(path) for path in bundles.values()]}
+
+
+@app.command()
+@command
+def report(run: Run, *, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
+    """Write the HTML report of a run (again)."""
+    from quasar.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    folder.config()
+    from quasar import pipeline
+
+    with folder.locked():
+        path = pipeline.report_stage(folder)
+    if not as_json:
+        print(path)
+    return {"report": str(path)}
+
+
+@app.command()
+@command
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Run folder or exported bundle.")],
+    *,
+    subnet: Annotated[
+        str | None,
+        typer.Option(help="Of a run: max, min, a target's folder name such as latency-0.2ms, or a subnet file."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="val or test.")] = "val",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Measure the accuracy of a run's subnet or of a bundle."""
+    if split not in ("val", "test"):
+        raise UsageError(f"--split must be val or test, not '{split}'")
+    from quasar import evaluation
+
+    result = evaluation.evaluate_path(path, subnet=subnet, split=split)
+    if not as_json:
+        print(
+            f"{result['subnet']}: {result['accuracy']:.2%} top-1, loss {result['loss']:.4f}, "
+            f"on {result['images']} {split} images"
+        )
+    return result
+
+
+@app.command()
+@command
+def verify(
+    path: Annotated[Path, typer.Argument(help="Exported bundle, or a run folder for all of its bundles.")],
+    *,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Run exported models in ONNX Runtime on the test set and compare them with the extracted subnets."""
+    from quasar import evaluation, summary
+
+    reports = evaluation.verify_path(path)
+    if not as_json:
+        summary.print_verification(reports)
+    failed = [name for name, report in reports.items() if not report["passed"]]
+    if failed:
+        raise QuasarError(f"{path}: {', '.join(failed)} differ from the extracted subnets by more than the tolerance")
+    return {"passed": True, "bundles": reports}
+
+
+def main() -> None:
+    """Entry point of the `quasar` program."""
+    from quasar.cli_hw import hw_app
+
+    app.add_typer(hw_app, name="hw")
+    app()

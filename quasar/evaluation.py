@@ -1,0 +1,111 @@
+"""What a path holds, measured: the accuracy of a run's subnet or of a bundle, and a bundle against its source."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hwmodel.errors import UsageError
+from hwmodel.registry import unknown_name
+from quasar import pipeline
+from quasar.config import CONFIG_FILE
+from quasar.export.bundle import MANIFEST, Bundle, load_bundle
+from quasar.export.verify import verify_bundle
+from quasar.progress import stage
+from quasar.run_folder import RunFolder
+from supernet.data.splits import Split, open_test, open_train
+from supernet.evaluate import evaluate, probe_subnets
+from supernet.standalone import SubnetViT, extract
+from supernet.subnet import Subnet
+
+
+def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, Any]:
+    """Accuracy and loss on the validation or test split.
+
+    Args:
+        path: a run folder, whose subnet `subnet` is extracted from the supernet, or a bundle.
+        subnet: of a run: "max", "min", the folder name of a target, or a subnet file.
+        split: "val" or "test".
+    """
+    if _is_bundle(path):
+        if subnet is not None:
+            raise UsageError(f"--subnet is for run folders; {path} is a bundle with one subnet")
+        bundle = load_bundle(path)
+        label, module, images = path.name, bundle.module(), _bundle_split(bundle, split)
+    else:
+        run = _run(path)
+        config = run.config()
+        if subnet is None:
+            raise UsageError(f"{path} is a run folder: say which subnet with --subnet ({', '.join(_known(run))})")
+        label, chosen = subnet, _subnet(run, subnet)
+        supernet, _ = pipeline.load_supernet(run, config)
+        module = extract(supernet, chosen)
+        images = pipeline.open_test_split(config) if split == "test" else pipeline.open_splits(config)[1]
+    result = evaluate(module, images, batch_size=256)
+    return {"subnet": label, "digest": _digest(module), "split": split, **asdict(result)}
+
+
+def verify_path(path: Path) -> dict[str, dict[str, Any]]:
+    """Verifies a bundle, or all bundles of a run; one report for each folder name."""
+    if _is_bundle(path):
+        folders = [path]
+    else:
+        folders = [folder for folder in sorted(_run(path).export.glob("*")) if _is_bundle(folder)]
+        if not folders:
+            raise UsageError(f"{path}: has no exported bundles; run `quasar export {path}` first")
+    reports = {}
+    for folder in folders:
+        bundle = load_bundle(folder)
+        with stage(f"verify {folder.name}") as progress:
+            report = verify_bundle(bundle, _bundle_split(bundle, "test"), progress=progress)
+        reports[folder.name] = report.to_dict()
+    return reports
+
+
+def _is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def _run(path: Path) -> RunFolder:
+    if not (path / CONFIG_FILE).is_file():
+        raise UsageError(f"{path}: is neither a run folder (no {CONFIG_FILE}) nor a bundle (no {MANIFEST})")
+    return RunFolder(path)
+
+
+def _bundle_split(bundle: Bundle, split: str) -> Split:
+    size = bundle.image_size
+    return (
+        open_test(bundle.data, image_size=size)
+        if split == "test"
+        else open_train(bundle.data, image_size=size, seed=0)[1]
+    )
+
+
+def _targets(run: RunFolder) -> dict[str, Subnet]:
+    """The chosen subnets of a run, by the folder name of their target; none before the search."""
+    if not run.front.exists():
+        return {}
+    targets = run.read_front()["targets"]
+    return {
+        pipeline.target_folder(target): Subnet.from_dict(target["subnet"], source=str(run.front))
+        for target in targets
+        if target["status"] == "ok"
+    }
+
+
+def _known(run: RunFolder) -> list[str]:
+    return ["max", "min", *_targets(run), "a subnet file"]
+
+
+def _subnet(run: RunFolder, name: str) -> Subnet:
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        return Subnet.load(Path(name))
+    known = probe_subnets(run.config().space) | _targets(run)
+    if name not in known:
+        raise unknown_name("subnet", name, known)
+    return known[name]
+
+
+def _digest(module: SubnetViT) -> str:
+    return module.subnet.digest

@@ -1,0 +1,258 @@
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from hwmodel.errors import DamagedInputError, QuasarError, UsageError
+from supernet import train as training
+from supernet.checkpoint import Checkpoint
+from supernet.config import SupernetConfig, TrainConfig
+from supernet.data.config import DataConfig
+from supernet.data.splits import open_train
+from supernet.evaluate import evaluate, probe
+from supernet.standalone import extract
+from supernet.train import new_supernet, train
+
+CONFIG = TrainConfig(epochs=3, batch_size=64, lr=3e-3, warmup_epochs=1, eval_every=1)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return open_train(DataConfig(name="digits", crop_padding=1), image_size=8, seed=0)
+
+
+@pytest.fixture
+def start(space, splits, tmp_path):
+    def start_training(**changes):
+        settings = {
+            "space": space,
+            "supernet": SupernetConfig(layer_scale=0.5),
+            "config": CONFIG,
+            "train_split": splits[0],
+            "val_split": splits[1],
+            "folder": tmp_path / "train",
+            "seed": 0,
+            "device": torch.device("cpu"),
+            "progress": lambda done, total, text: None,
+        }
+        return train(**(settings | changes))
+
+    return start_training
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_learns_and_leaves_its_files(start, tmp_path, make_space, splits):
+    space = make_space(image_size=(8,), embed_dim=(24, 32), depth=(1, 2), head_dim=8)
+    result = start(space=space, config=dataclasses.replace(CONFIG, epochs=10, batch_size=32))
+    logged = rows(tmp_path / "train")
+    assert [row["epoch"] for row in logged] == list(range(1, 11))
+    assert logged[-1]["train_loss"] < logged[0]["train_loss"]
+    assert result.probes["max"].accuracy > 0.3  # chance is 0.1
+    assert list((tmp_path / "train" / "tensorboard").glob("events.*"))
+    model = Checkpoint.load(result.checkpoint).build(source="last")
+    assert probe(model, splits[1], batch_size=64) == result.probes
+    best = Checkpoint.load(result.checkpoint.with_name("best.safetensors"))
+    assert best.best_accuracy == max(
+        (row["val"]["max"]["accuracy"] + row["val"]["min"]["accuracy"]) / 2 for row in logged
+    )
+
+
+def test_the_same_seed_gives_the_same_weights(start, tmp_path):
+    first, second = (Checkpoint.load(start(folder=tmp_path / name).checkpoint) for name in "ab")
+    other = Checkpoint.load(start(folder=tmp_path / "c", seed=1).checkpoint)
+    assert first.digest == second.digest != other.digest
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [25, 20, 41])
+def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(start, tmp_path, stop_at):
+    def stop(done, total, text):
+        if done == stop_at:
+            raise StopError
+
+    whole = Checkpoint.load(start(folder=tmp_path / "whole").checkpoint)
+    with pytest.raises(StopError):
+        start(folder=tmp_path / "stopped", progress=stop)
+    resumed = Checkpoint.load(start(folder=tmp_path / "stopped", resume=True).checkpoint)
+    assert resumed.digest == whole.digest
+    for name, tensor in whole.optimizer.items():
+        assert torch.equal(resumed.optimizer[name], tensor)
+    ours, theirs = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
+    assert [row["train_loss"] for row in ours] == [row["train_loss"] for row in theirs]
+    assert [row["val"] for row in ours] == [row["val"] for row in theirs]
+
+
+def test_resuming_a_finished_run_changes_nothing(start, tmp_path):
+    result = start()
+    before = result.checkpoint.read_bytes()
+    again = start(resume=True)
+    assert again.probes == result.probes
+    assert again.checkpoint.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume(start, tmp_path):
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from supernet.config import SupernetConfig, TrainConfig\n"
+        "from supernet.data.config import DataConfig\n"
+        "from supernet.data.splits import open_train\n"
+        "from supernet.space import SearchSpace\n"
+        "from supernet.train import train\n"
+        "space = SearchSpace(num_classes=10, in_chans=1, patch_size=2, head_dim=4, image_size=(6, 8),\n"
+        "    embed_dim=(12, 16), depth=(1, 2, 3), num_heads=(1, 2, 3), mlp_ratio=(1.5, 2),\n"
+        "    high_precision_ratio=(0, 0.3, 1))\n"
+        "splits = open_train(DataConfig(name='digits', crop_padding=1), image_size=8, seed=0)\n"
+        "train(space=space, supernet=SupernetConfig(layer_scale=0.5), seed=0, device=torch.device('cpu'),\n"
+        "    config=TrainConfig(epochs=3, batch_size=64, lr=3e-3, warmup_epochs=1, eval_every=1),\n"
+        "    train_split=splits[0], val_split=splits[1], folder=Path(sys.argv[1]), resume=True,\n"
+        "    progress=lambda done, total, text: print(done, flush=True))\n"
+    )
+    folder = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if int(line) == 30:
+                child.send_signal(signal.SIGKILL)
+                break
+    resumed = Checkpoint.load(start(folder=folder, resume=True).checkpoint)
+    assert resumed.digest == Checkpoint.load(start(folder=tmp_path / "whole").checkpoint).digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"config": dataclasses.replace(CONFIG, epochs=2, lr=1e-3)},
+            r"cannot resume: train\.lr is 0\.001.*trained with 0\.003",
+        ),
+        ({"seed": 3}, "seed is 3"),
+        ({"supernet": SupernetConfig(layer_scale=None)}, r"supernet\.layer_scale is None"),
+    ],
+)
+def test_resume_refuses_other_settings(start, changes, message):
+    start(config=dataclasses.replace(CONFIG, epochs=2))
+    with pytest.raises(UsageError, match=message):
+        start(**({"config": dataclasses.replace(CONFIG, epochs=2)} | changes), resume=True)
+
+
+def test_resume_refuses_another_space(start, make_space):
+    start()
+    with pytest.raises(UsageError, match=r"cannot resume: space\.depth is \(1, 2\)"):
+        start(space=make_space(depth=(1, 2)), resume=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(start, tmp_path, monkeypatch):
+    start(config=dataclasses.replace(CONFIG, epochs=2))
+    last = tmp_path / "train" / "checkpoints" / "last.safetensors"
+    before = Checkpoint.load(last)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(QuasarError, match="No space left on device; what was there before is untouched"):
+            before.save(last)
+    assert Checkpoint.load(last).digest == before.digest
+    assert {item.name for item in last.parent.iterdir()} == {"last.safetensors", "best.safetensors"}
+
+
+def test_a_diverged_loss_stops_with_advice(start, monkeypatch):
+    monkeypatch.setattr(training, "_step", lambda *args, **kwargs: torch.tensor(float("nan")))
+    with pytest.raises(QuasarError, match=r"the loss became nan in epoch 1; lower train\.lr"):
+        start()
+
+
+@pytest.fixture
+def saved(tmp_path, space):
+    model = new_supernet(space, SupernetConfig(layer_scale=0.5), seed=0)
+    path = tmp_path / "c.safetensors"
+    Checkpoint(
+        space=space,
+        supernet=SupernetConfig(layer_scale=0.5),
+        model=model.state_dict(),
+        epoch=1,
+        step=2,
+        best_accuracy=0.5,
+        train_digest="d",
+        settings={},
+    ).save(path)
+    return path
+
+
+def test_checkpoint_round_trip(saved, space):
+    checkpoint = Checkpoint.load(saved)
+    assert (checkpoint.space, checkpoint.epoch, checkpoint.step, checkpoint.best_accuracy) == (space, 1, 2, 0.5)
+    expected = new_supernet(space, SupernetConfig(layer_scale=0.5), seed=0).state_dict()
+    for name, tensor in checkpoint.build(source="c").state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_bad_checkpoints_are_named(saved, tmp_path):
+    with pytest.raises(UsageError, match=r"none\.safetensors: no such checkpoint"):
+        Checkpoint.load(tmp_path / "none.safetensors")
+    content = saved.read_bytes()
+    for name, damaged in (("cut", content[: len(content) // 2]), ("text", b"hello"), ("empty", b"")):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedInputError, match=rf"{name}\.safetensors: is not a whole safetensors file"):
+            Checkpoint.load(path)
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, foreign)
+    with pytest.raises(DamagedInputError, match="is not a checkpoint of a Quasar supernet"):
+        Checkpoint.load(foreign)
+    for about, message in (
+        ({"format": 99}, "has checkpoint format 99"),
+        ({"format": 1}, "key 'space' is missing"),
+        ({"format": 1, "space": {"depth": [1]}}, "key 'num_classes' is missing"),
+    ):
+        safetensors.torch.save_file({"x": torch.zeros(1)}, foreign, metadata={"quasar": json.dumps(about)})
+        with pytest.raises(DamagedInputError, match=message):
+            Checkpoint.load(foreign)
+
+
+def test_weights_that_do_not_fit_their_space_are_refused(saved):
+    checkpoint = Checkpoint.load(saved)
+    wrong = dataclasses.replace(checkpoint, model={k: v for k, v in checkpoint.model.items() if k != "cls_token"})
+    with pytest.raises(DamagedInputError, match=r"do not fit the space they claim: .*cls_token"):
+        wrong.build(source="c.safetensors")
+
+
+def test_evaluate_counts_by_hand(supernet, space, splits):
+    module = extract(supernet, space.smallest())
+    result = evaluate(module, splits[1], batch_size=50, limit=120)
+    images, labels = next(splits[1].batches(120, limit=120))
+    with torch.no_grad():
+        logits = module(images)
+    assert result.images == 120
+    assert result.accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
+        ({"warmup_epochs": 3}, "must be fewer than epochs"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)

@@ -1,0 +1,173 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodel.errors import DamagedInputError, UsageError
+from supernet.functional import Observer, resize_images, resize_position
+from supernet.plan import attention_plan, head_plan, mlp_plan, patch_plan
+from supernet.standalone import SubnetViT, extract
+from supernet.vit import ElasticLinear
+
+
+def random_subnet(space, seed):
+    return space.decode(space.sample(np.random.default_rng(seed), 1)[0])
+
+
+def elastic_linears(model, subnet):
+    """Each linear of the supernet that `subnet` uses, with its plan."""
+    yield model.patch_embed, patch_plan(subnet)
+    yield model.head, head_plan(subnet)
+    for module, block in zip(model.blocks, subnet.blocks, strict=False):
+        for owner, plans in ((module.mixers[block.operator], attention_plan), (module.mlp, mlp_plan)):
+            for name, plan in plans(subnet, block).items():
+                yield owner.get_submodule(name), plan
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_codes_of_any_subnet_are_slices_of_the_two_stores(make_space, make_supernet, seed):
+    space = make_space()
+    model = make_supernet(space)
+    for linear, plan in elastic_linears(model, random_subnet(space, seed)):
+        codes, scale = linear.codes(plan)
+        high, low = linear.stores()
+        is_high = torch.from_numpy(plan.is_high)[:, None]
+        active = (slice(plan.rows), slice(plan.inputs))
+        assert torch.equal(codes, torch.where(is_high, high[active], low[active]))
+        assert codes.abs().max() <= 127
+        assert (codes * ~is_high).abs().max() <= 7
+        # what the forward pass multiplies with is those codes, times the scale of the row
+        assert torch.equal(linear.active(plan).weight, codes.float() * scale[:, None])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), layer_scale=st.sampled_from([None, 0.3]))
+def test_an_extracted_subnet_gives_the_outputs_of_the_supernet(make_space, make_supernet, seed, layer_scale):
+    space = make_space()
+    model = make_supernet(space, layer_scale=layer_scale)
+    subnet = random_subnet(space, seed)
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    standalone = extract(model, subnet)
+    reloaded = SubnetViT(subnet, layer_scale=layer_scale is not None)
+    reloaded.load(standalone.state_dict(), source="memory")
+    with torch.no_grad():
+        expected = model(x, subnet)
+        assert torch.equal(standalone(x), expected)
+        assert torch.equal(reloaded(x), expected)
+        assert expected.shape == (5, 10)
+
+
+def test_a_call_changes_nothing(space, supernet):
+    before = copy.deepcopy(supernet.state_dict())
+    x = torch.randn(4, 1, 8, 8)
+    first = supernet(x, space.largest())
+    supernet(x, space.smallest())
+    assert torch.equal(supernet(x, space.largest()), first)
+    for name, value in supernet.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_gradients_stay_inside_the_active_slice(space, supernet):
+    subnet = space.smallest()
+    supernet(torch.randn(4, 1, 8, 8), subnet).square().sum().backward()
+    fc1 = supernet.blocks[0].mlp.fc1
+    rows, inputs = 18, 12  # mlp_ratio 1.5 of 12 channels
+    assert fc1.weight.grad[:rows, :inputs].abs().sum() > 0
+    assert fc1.weight.grad[rows:].abs().sum() == 0
+    assert fc1.weight.grad[:, inputs:].abs().sum() == 0
+    assert supernet.blocks[1].mlp.fc1.weight.grad is None
+
+
+def test_more_low_rows_change_only_those_rows():
+    torch.manual_seed(0)
+    linear = ElasticLinear(8, 6, weight_bits=(4, 8))
+    from supernet.plan import LinearPlan
+
+    def weight(high):
+        plan = LinearPlan(rows=8, inputs=6, group=4, high=high, low_bits=4, high_bits=8)
+        return linear.active(plan).weight
+
+    differs = (weight(4) != weight(1)).any(dim=1)
+    assert differs.tolist() == [False, True, True, True, False, True, True, True]
+
+
+def test_scales_come_from_the_full_row():
+    linear = ElasticLinear(2, 4, weight_bits=(4, 8))
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.1, 0.2, 0.3, 1.27], [0.1, 0.1, 0.1, 0.1]]))
+    from supernet.plan import LinearPlan
+
+    codes, scale = linear.codes(LinearPlan(rows=1, inputs=3, group=1, high=1, low_bits=4, high_bits=8))
+    torch.testing.assert_close(scale, torch.tensor([0.01]))
+    assert codes.tolist() == [[10, 20, 30]]
+
+
+def test_observer_measures_and_updates_scales(space, supernet):
+    observer = Observer()
+    x = torch.full((1, 1, 8, 8), 2.54)
+    supernet(x, space.largest(), observer)
+    before = supernet.sites.scale[0].item()
+    observer.update(momentum=0.5)
+    assert supernet.sites.scale[0].item() == pytest.approx(0.5 * before + 0.5 * 0.02, rel=1e-5)
+    assert not observer.largest
+
+
+def test_a_float_observer_switches_quantization_off(space, supernet):
+    x = torch.randn(2, 1, 8, 8)
+    quantized = supernet(x, space.largest())
+    free = supernet(x, space.largest(), Observer(quantize=False))
+    assert not torch.equal(quantized, free)
+    assert (quantized - free).abs().max() < 0.5 * free.abs().max()
+
+
+def test_eight_bits_are_closer_to_float_than_four(make_space, make_supernet):
+    space = make_space(high_precision_ratio=(0, 1), mlp_ratio=(2,), num_heads=(3,), depth=(3,), embed_dim=(16,))
+    model = make_supernet(space)
+    x = torch.randn(64, 1, 8, 8)
+    genotype = space.encode(space.largest())
+    low = genotype.copy()
+    low[[3 + 7 * b + r for b in range(3) for r in (3, 4, 5, 6)]] = 0
+    with torch.no_grad():
+        for linear in (m for m in model.modules() if isinstance(m, ElasticLinear)):
+            linear.refresh_clip()
+        high_bits = model(x, space.decode(genotype))
+        low_bits = model(x, space.decode(low))
+        for linear in (m for m in model.modules() if isinstance(m, ElasticLinear)):
+            linear.high_bits = linear.low_bits = 24  # practically float
+        reference = model(x, space.decode(genotype))
+    assert (high_bits - reference).square().mean() < 0.3 * (low_bits - reference).square().mean()
+
+
+def test_a_subnet_outside_the_space_is_refused(make_space, supernet):
+    outside = make_space(embed_dim=(16, 20)).largest()
+    with pytest.raises(UsageError, match="embed_dim is 20"):
+        supernet(torch.zeros(1, 1, 8, 8), outside)
+    with pytest.raises(UsageError, match="embed_dim is 20"):
+        extract(supernet, outside)
+
+
+def test_load_names_the_tensor_that_does_not_fit(space, supernet):
+    state = extract(supernet, space.smallest()).state_dict()
+    other = SubnetViT(space.largest(), layer_scale=True)
+    with pytest.raises(DamagedInputError, match=r"f\.safetensors: tensor 'blocks\.0\.mixer\.proj\.bias' is"):
+        other.load(state, source="f.safetensors")
+    state.pop("cls_token")
+    with pytest.raises(DamagedInputError, match="'cls_token' is missing"):
+        SubnetViT(space.smallest(), layer_scale=True).load(state, source="f")
+
+
+def test_positions_and_images_are_resized_only_where_needed():
+    position = torch.randn(17, 4)
+    assert resize_position(position, 4) is position
+    smaller = resize_position(position, 3)
+    assert smaller.shape == (10, 4)
+    assert torch.equal(smaller[0], position[0])
+    constant = torch.cat([position[:1], torch.ones(16, 4)])
+    torch.testing.assert_close(resize_position(constant, 3)[1:], torch.ones(9, 4))
+    images = torch.randn(2, 1, 8, 8)
+    assert resize_images(images, 8) is images
+    assert resize_images(images, 6).shape == (2, 1, 6, 6)
