@@ -23,7 +23,12 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """All settings of a run. The run folder is `output_dir/name`; `compute` is where torch runs."""
+    """All settings of a run.
+
+    The run folder is `output_dir/name`. `compute` is where torch runs, `threads` how many CPU threads it uses (by
+    default one for each core; with 1, results do not depend on the number of cores, and small networks train no
+    slower).
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -37,12 +42,15 @@ class RunConfig:
     output_dir: str = "runs"
     seed: int = 0
     compute: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise UsageError(f"name must be a plain folder name, not '{self.name}'")
         if self.seed < 0:
             raise UsageError(f"seed must not be negative, but is {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1 or null, not {self.threads}")
 
     @property
     def folder(self) -> Path:

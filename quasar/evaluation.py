@@ -16,7 +16,7 @@ from quasar.progress import stage
 from quasar.run_folder import RunFolder
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import evaluate, probe_subnets
-from supernet.standalone import SubnetViT, extract
+from supernet.standalone import extract
 from supernet.subnet import Subnet
 
 
@@ -43,7 +43,7 @@ def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, An
         module = extract(supernet, chosen)
         images = pipeline.open_test_split(config) if split == "test" else pipeline.open_splits(config)[1]
     result = evaluate(module, images, batch_size=256)
-    return {"subnet": label, "digest": _digest(module), "split": split, **asdict(result)}
+    return {"subnet": label, "digest": module.subnet.digest, "split": split, **asdict(result)}
 
 
 def verify_path(path: Path) -> dict[str, dict[str, Any]]:
@@ -74,12 +74,8 @@ def _run(path: Path) -> RunFolder:
 
 
 def _bundle_split(bundle: Bundle, split: str) -> Split:
-    size = bundle.image_size
-    return (
-        open_test(bundle.data, image_size=size)
-        if split == "test"
-        else open_train(bundle.data, image_size=size, seed=0)[1]
-    )
+    data, size = bundle.config.data, bundle.config.training_image_size
+    return open_test(data, image_size=size) if split == "test" else open_train(data, image_size=size, seed=0)[1]
 
 
 def _targets(run: RunFolder) -> dict[str, Subnet]:
@@ -105,7 +101,3 @@ def _subnet(run: RunFolder, name: str) -> Subnet:
     if name not in known:
         raise unknown_name("subnet", name, known)
     return known[name]
-
-
-def _digest(module: SubnetViT) -> str:
-    return module.subnet.digest

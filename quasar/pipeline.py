@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.explore import best_accelerator
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, differing_keys
+from quasar.export.bundle import BundleInfo, target_folder_name, write_bundle
 from quasar.progress import stage
 from quasar.report import write_report
 from quasar.run_folder import RunFolder
@@ -48,8 +51,10 @@ def check_names(config: RunConfig) -> None:
         operator(name)
 
 
-def torch_device(config: RunConfig) -> torch.device:
-    """Where the run computes; raises `UsageError` if that is a GPU and there is none."""
+def set_up_torch(config: RunConfig) -> torch.device:
+    """Sets the number of threads and gives the device; raises `UsageError` if that is a GPU and there is none."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     if config.compute == "cuda" and not torch.cuda.is_available():
         raise UsageError("compute: cuda was asked for, but torch finds no GPU; use compute=auto or compute=cpu")
     use_gpu = config.compute != "cpu" and torch.cuda.is_available()
@@ -123,7 +128,7 @@ def train_stage(run: RunFolder, config: RunConfig) -> dict[str, Evaluation]:
             val_split=val_split,
             folder=run.train,
             seed=config.seed,
-            device=torch_device(config),
+            device=set_up_torch(config),
             resume=True,
             progress=progress,
         )
@@ -140,7 +145,7 @@ def load_supernet(run: RunFolder, config: RunConfig) -> tuple[SupernetViT, Check
             f"{run.checkpoint}: has {checkpoint.epoch} of {config.train.epochs} epochs; "
             f"finish with `quasar train {run.path} --resume`"
         )
-    return checkpoint.build(source=str(run.checkpoint)).to(torch_device(config)), checkpoint
+    return checkpoint.build(source=str(run.checkpoint)).to(set_up_torch(config)), checkpoint
 
 
 def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
@@ -245,6 +250,57 @@ def prepare_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite
     if overwrite:
         run.remove("search", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+
+
+def target_folder(target: dict[str, Any]) -> str:
+    """The folder name of a target of `front.json`."""
+    fps = target["fps"]
+    return target_folder_name(latency_ms=target["latency_ms"] if fps is None else None, fps=fps)
+
+
+def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[str, Path]:
+    """Writes a bundle for the chosen subnet of each feasible target; gives the folders by the targets' folder names.
+
+    Raises:
+        UsageError: a bundle exists and is not to be overwritten, or a package is missing.
+        DamagedInputError: `front.json` is of another supernet, or damaged.
+    """
+    front = run.read_front()
+    supernet, checkpoint = load_supernet(run, config)
+    train_split, val_split = open_splits(config)
+    test_digest = open_test_split(config).digest
+    device = load_device(front["device"])
+    feasible = [target for target in front["targets"] if target["status"] == "ok"]
+    bundles: dict[str, Path] = {}
+    with stage("export") as progress:
+        for target in feasible:
+            name = target_folder(target)
+            progress(len(bundles), len(feasible), name)
+            subnet = Subnet.from_dict(target["subnet"], source=str(run.front))
+            accelerator = AcceleratorConfig.from_dict(target["accelerator"])
+            bundles[name] = write_bundle(
+                extract(supernet, subnet),
+                run.export / name,
+                overwrite=overwrite,
+                info=BundleInfo(
+                    latency_ms=None if target["fps"] else target["latency_ms"],
+                    fps=target["fps"],
+                    device=device.name,
+                    cost=FpgaCostModel(device, accelerator).estimate(lower(subnet)),
+                    accelerator=accelerator,
+                    data=config.data,
+                    mean=train_split.normalization.mean,
+                    std=train_split.normalization.std,
+                    classes=train_split.classes,
+                    training_image_size=config.space.image_size[-1],
+                    checkpoint_digest=checkpoint.digest,
+                    data_digests={"train": train_split.digest, "val": val_split.digest, "test": test_digest},
+                    val_accuracy=target["val_accuracy"],
+                    test_accuracy=target["test_accuracy"],
+                ),
+            )
+        progress(len(bundles), len(feasible), "")
+    return bundles
 
 
 def report_stage(run: RunFolder) -> Path:

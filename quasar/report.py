@@ -365,7 +365,7 @@ def _exported(folder: Path) -> dict[str, dict[str, int]]:
     """Sizes of exported files as they are on disk; the manifest says which subnet a folder holds."""
     sizes: dict[str, dict[str, int]] = {}
     for manifest in sorted(folder.glob("*/manifest.json")):
-        digest = _mapping(manifest).get("digest")
+        digest = _mapping(manifest).get("subnet_digest")
         if isinstance(digest, str):
             files = (path for path in sorted(manifest.parent.rglob("*")) if path.is_file())
             sizes[digest] = {path.relative_to(manifest.parent).as_posix(): path.stat().st_size for path in files}

@@ -13,6 +13,8 @@ from rich.table import Table
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import CostEstimate
 from hwmodel.device import Device
+from quasar.export.bundle import ONNX, WEIGHTS
+from quasar.pipeline import target_folder
 from quasar.run_folder import RunFolder
 from supernet.evaluate import Evaluation
 
@@ -31,7 +33,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
-    """The chosen subnet of each target; `bundles` maps the digest of a target's limit to its folder."""
+    """The chosen subnet of each target; `bundles` maps the folder names of targets to their bundles."""
     table = _table(
         "target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", "validation", "test", *(("files",) if bundles else ())
     )
@@ -54,7 +56,7 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
             f"{target['test_accuracy']:.2%}",
         ]
         if bundles:
-            row.append(_sizes(bundles[label]) if label in bundles else "")
+            row.append(_sizes(bundles[target_folder(target)]))
         table.add_row(*row)
     console = _console()
     console.print(table)
@@ -69,7 +71,7 @@ def target_label(target: Mapping[str, Any]) -> str:
 
 
 def _sizes(bundle: Path) -> str:
-    names = {"weights": "model.safetensors", "ONNX": "model_qdq.onnx"}
+    names = {"weights": WEIGHTS, "ONNX": ONNX}
     return ", ".join(f"{name} {(bundle / file).stat().st_size / 1024:.0f} KiB" for name, file in names.items())
 
 
@@ -84,8 +86,8 @@ def print_probes(probes: Mapping[str, Evaluation]) -> None:
 def print_next(run: RunFolder, bundles: Mapping[str, Path]) -> None:
     """Where the results are, and what to try with them."""
     print(f"report:  {run.report}")
-    for label, path in bundles.items():
-        print(f"export:  {path}  ({label})")
+    for path in bundles.values():
+        print(f"export:  {path}")
     print(f"next:    quasar verify {run.path}")
 
 
@@ -96,7 +98,7 @@ def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(
             name,
             f"{report['images']:,}",
-            f"{report['module_accuracy']:.2%}",
+            f"{report['torch_accuracy']:.2%}",
             f"{report['onnx_accuracy']:.2%}",
             f"{report['difference_points']:.2f}",
             f"{report['agreement']:.2%}",

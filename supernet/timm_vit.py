@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 from hwmodel.errors import UsageError
 from hwmodel.registry import unknown_name
 from supernet.subnet import BlockChoice, Subnet
@@ -33,7 +36,7 @@ def subnet_of_timm(name: str, *, high_precision_ratio: float = 1.0) -> Subnet:
     if height != width or patch_size[0] != patch_size[1]:
         raise UsageError(f"'{name}' takes images of {height} x {width}; only square images and patches are modelled")
     blocks = []
-    for block in model.blocks:
+    for block in cast(Iterable[Any], model.blocks):
         num_heads = block.attn.num_heads
         blocks.append(
             BlockChoice(

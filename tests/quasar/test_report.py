@@ -88,7 +88,7 @@ def write_run(
     for number, target in enumerate(targets):
         if target["status"] == "ok":
             bundle = folder / "export" / f"target-{number}"
-            _write_json(bundle / "manifest.json", {"digest": target["digest"]})
+            _write_json(bundle / "manifest.json", {"subnet_digest": target["digest"]})
             (bundle / "model.onnx").write_bytes(bytes(2048))
     return folder
 
