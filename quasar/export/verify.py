@@ -54,7 +54,7 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         """Whether the accuracies agree within `TOLERANCE_POINTS`."""
-        return abs(self.difference_points) <= TOLERANCE_POINTS
+        return abs(self.difference_points) <= TOLERANCE_POINTS + 1e-9  # 3 of 1,000 images are no more than 0.3 points
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

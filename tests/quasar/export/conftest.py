@@ -67,6 +67,15 @@ def _round_biases(module):
     return module
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine the threads of such small operations mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def space():
     return SPACE

@@ -1,0 +1,265 @@
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hwmodel.errors import DamagedInputError, QuasarError, UsageError
+from quasar.export.bundle import load_bundle, target_folder_name, write_bundle
+from supernet.subnet import Subnet
+
+FILES = (
+    "README.md",
+    "config.json",
+    "cost.json",
+    "manifest.json",
+    "model.safetensors",
+    "model_qdq.onnx",
+    "subnet.yaml",
+)
+
+
+@pytest.fixture(scope="module")
+def exported(make_module, make_info, subnets, tmp_path_factory):
+    """A module, its calibration images, and the folder of its bundle; tests that change the folder copy it."""
+    module, x = make_module(subnets[0])
+    folder = tmp_path_factory.mktemp("export") / "latency-5ms"
+    return module, x, write_bundle(module, folder, info=make_info(module.subnet))
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return Path(shutil.copytree(exported[2], tmp_path / "bundle"))
+
+
+def test_a_bundle_gives_the_same_network_back(exported):
+    module, x, folder = exported
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    bundle = load_bundle(folder)
+    with torch.no_grad():
+        expected = module(x)
+        assert torch.equal(bundle.module()(x), expected)
+    (logits,) = bundle.session().run(["logits"], {"images": x.numpy()})
+    assert (logits.argmax(axis=1) == expected.numpy().argmax(axis=1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("layer_scale", [0.1, None])
+def test_layer_scale_is_remembered(make_module, make_info, subnets, tmp_path, layer_scale):
+    module, x = make_module(subnets[1], layer_scale=layer_scale)
+    bundle = load_bundle(write_bundle(module, tmp_path / "deep" / "bundle", info=make_info(module.subnet)))
+    assert bundle.config.layer_scale == (layer_scale is not None)
+    with torch.no_grad():
+        assert torch.equal(bundle.module()(x), module(x))
+
+
+def test_a_bundle_tells_all_about_itself(exported, make_info):
+    module, _, folder = exported
+    subnet, info, bundle = module.subnet, make_info(module.subnet), load_bundle(folder)
+    config, manifest = bundle.config, bundle.manifest
+    assert (config.subnet, config.data, config.classes) == (subnet, info.data, info.classes)
+    assert (config.mean, config.std, config.training_image_size) == (info.mean, info.std, 24)
+    assert (manifest.latency_ms, manifest.fps) == (5, None)
+    assert (manifest.val_accuracy, manifest.test_accuracy) == (0.75, 0.5)
+    assert (manifest.subnet_digest, manifest.checkpoint_digest) == (subnet.digest, info.checkpoint_digest)
+    assert manifest.data_digests == info.data_digests
+    assert manifest.versions.keys() == {"python", "quasar-nas", "torch", "onnx", "numpy"}
+    assert manifest.files["README.md"].bytes == (folder / "README.md").stat().st_size
+    assert Subnet.load(folder / "subnet.yaml") == subnet
+    cost = json.loads((folder / "cost.json").read_text())
+    assert cost == {"device": "zcu102", "accelerator": info.accelerator.to_dict(), "cost": info.cost.to_dict()}
+
+
+def test_the_card_holds_the_numbers_that_matter(exported, make_info):
+    module, _, folder = exported
+    card, info = (folder / "README.md").read_text(), make_info(module.subnet)
+    resources = info.cost.resources
+    assert f"| Latency | {info.cost.latency_ms:.4g} ms" in card
+    assert f"| {resources.dsp:,} / {resources.bram18:,} / {resources.lut:,} |" in card
+    assert "| Target | at most 5 ms |" in card
+    assert "| Top-1 accuracy, validation | 75.00% |" in card
+    assert "| Top-1 accuracy, test | 50.00% |" in card
+    subnet = module.subnet
+    inner = subnet.blocks[0].num_heads * subnet.head_dim
+    assert f"| blocks.0.qkv | {subnet.embed_dim} | {3 * inner} |" in card
+
+
+def test_the_snippet_of_the_card_runs(exported, make_info, monkeypatch, capsys):
+    module, _, folder = exported
+    snippet = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL).group(1)
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(snippet, names)
+    images = np.random.default_rng(1).integers(0, 256, (64, *names["images"].shape[1:]), dtype=np.uint8)
+    normalised = torch.from_numpy((images / 255 - 0.5) / 0.25).float()
+    with torch.no_grad():
+        expected = module(normalised).numpy().argmax(axis=1)
+    assert (names["classify"](images) == expected).mean() > 0.9
+    assert "class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_is_noticed(copy, name):
+    path = copy / name
+    content = path.read_bytes()
+    for position in np.linspace(0, len(content) - 1, 40).astype(int):
+        for flip in (1, 7):  # 7 turns a line feed into a carriage return
+            changed = bytearray(content)
+            changed[position] ^= flip
+            path.write_bytes(changed)
+            with pytest.raises(DamagedInputError, match=re.escape(name)):
+                load_bundle(copy)
+    path.write_bytes(content)
+    load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_truncated_file_is_named(copy, name):
+    path = copy / name
+    content = path.read_bytes()
+    for kept in (0, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:kept])
+        with pytest.raises(DamagedInputError, match=re.escape(name)):
+            load_bundle(copy)
+    path.unlink()
+    with pytest.raises(DamagedInputError, match=f"{re.escape(name)}: is missing"):
+        load_bundle(copy)
+
+
+def test_a_newer_format_is_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2, "news": 1}))
+    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 2, .* reads up to 1"):
+        load_bundle(copy)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no such bundle"):
+        load_bundle(tmp_path / "nothing")
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(DamagedInputError, match="not the manifest"):
+        load_bundle(tmp_path)
+
+
+def test_weights_that_change_after_loading_are_named(copy):
+    bundle = load_bundle(copy)
+    (copy / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(DamagedInputError, match=r"model\.safetensors"):
+        bundle.module()
+    (copy / "model_qdq.onnx").write_bytes(b"?")
+    with pytest.raises(QuasarError, match=r"model_qdq\.onnx"):
+        bundle.session()
+
+
+def test_an_existing_folder_is_replaced_only_on_request(exported, make_info, copy):
+    module, info = exported[0], make_info(exported[0].subnet, test_accuracy=0.25)
+    with pytest.raises(UsageError, match="exists already"):
+        write_bundle(module, copy, info=info)
+    assert load_bundle(copy).manifest.test_accuracy == 0.5
+    (copy / "notes.txt").touch()
+    write_bundle(module, copy, info=info, overwrite=True)
+    assert load_bundle(copy).manifest.test_accuracy == 0.25
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_what_is_no_bundle_is_never_replaced(exported, make_info, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="no bundle"):
+        write_bundle(exported[0], tmp_path, info=make_info(exported[0].subnet), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["third file", "last rename"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_failed_export_leaves_nothing(exported, make_info, tmp_path, monkeypatch, failure, step, old):
+    module, _, source = exported
+    folder = tmp_path / "export" / "bundle"
+    if old:
+        shutil.copytree(source, folder)
+    rename, synced = Path.rename, []
+
+    def fail_to_sync(file):
+        synced.append(file)
+        if len(synced) == 3:
+            raise failure
+
+    def fail_to_rename(path, target):
+        if path.name.endswith(".part"):
+            raise failure
+        return rename(path, target)
+
+    monkeypatch.setattr(*((os, "fsync", fail_to_sync) if step == "third file" else (Path, "rename", fail_to_rename)))
+    is_full_disk = isinstance(failure, OSError)
+    with pytest.raises(QuasarError if is_full_disk else KeyboardInterrupt) as caught:
+        write_bundle(module, folder, info=make_info(module.subnet), overwrite=True)
+    if is_full_disk:
+        assert re.fullmatch(r".*bundle: cannot be written: No space left on device; .*", str(caught.value))
+    assert [path.name for path in folder.parent.iterdir()] == ([folder.name] if old else [])
+    if old:
+        load_bundle(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(exported, make_info, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(QuasarError, match="cannot be written"):
+        write_bundle(exported[0], tmp_path / "file" / "bundle", info=make_info(exported[0].subnet))
+
+
+def test_weights_that_are_not_finite_are_refused(make_module, make_info, subnets, tmp_path):
+    module, _ = make_module(subnets[0])
+    module.blocks[0].norm1.weight[0] = torch.nan
+    with pytest.raises(QuasarError, match=r"'blocks\.0\.norm1\.weight' of the subnet is not finite"):
+        write_bundle(module, tmp_path / "bundle", info=make_info(module.subnet))
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_onnxruntime_the_pip_command_is_named(exported, monkeypatch):
+    bundle = load_bundle(exported[2])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"'onnxruntime' .* pip install 'quasar-nas\[export\]'"):
+        bundle.session()
+
+
+def test_numbers_of_any_kind_survive_the_manifest(exported, make_info, tmp_path):
+    module = exported[0]
+    info = make_info(module.subnet, latency_ms=None, fps=1000, val_accuracy=1, test_accuracy=None, classes=None)
+    bundle = load_bundle(write_bundle(module, tmp_path / "bundle", info=info))
+    assert (bundle.manifest.fps, bundle.manifest.val_accuracy, bundle.config.classes) == (1000, 1, None)
+    assert "at least 1000 frames per second" in (bundle.folder / "README.md").read_text()
+
+
+def test_an_accelerator_that_does_not_fit_is_not_passed_over(exported, make_info, tmp_path):
+    module = exported[0]
+    info = make_info(module.subnet)
+    info = dataclasses.replace(info, cost=dataclasses.replace(info.cost, violations=("dsp 9 exceeds 8",)))
+    folder = write_bundle(module, tmp_path / "bundle", info=info)
+    assert "| Does not fit | dsp 9 exceeds 8 |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "fps", "name"),
+    [
+        (0.2, None, "latency-0.2ms"),
+        (5, None, "latency-5ms"),
+        (5.0, None, "latency-5ms"),
+        (0.00001, None, "latency-0.00001ms"),
+        (None, 5000.0, "fps-5000"),
+        (None, 1e7, "fps-10000000"),
+        (None, 12.5, "fps-12.5"),
+    ],
+)
+def test_target_folders(latency_ms, fps, name):
+    assert target_folder_name(latency_ms=latency_ms, fps=fps) == name
+
+
+def test_a_target_is_one_number():
+    for latency_ms, fps in ((None, None), (1.0, 1.0)):
+        with pytest.raises(ValueError, match="either"):
+            target_folder_name(latency_ms=latency_ms, fps=fps)
