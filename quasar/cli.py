@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from hwmodel.errors import QuasarError, UsageError
+from quasar.cli_hw import hw_app
+from quasar.command import Debug, Json, command
 
 app = typer.Typer(
     name="quasar",
@@ -23,53 +20,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-P = ParamSpec("P")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what an earlier command started.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Config = Annotated[Path, typer.Argument(help="Configuration file (YAML), or a run folder.")]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of configuration keys: key.sub=value …")]
-
-INTERRUPTED = 130
-
-
-def command(function: Callable[P, Any]) -> Callable[P, None]:
-    """Turns what a command returns into output, and errors into one line and an exit code.
-
-    A command returns the document for `--json`, having printed what a person reads only without it.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json, debug = bool(kwargs.get("as_json")), bool(kwargs.get("debug"))
-        try:
-            document = function(*args, **kwargs)
-        except QuasarError as error:
-            if debug:
-                traceback.print_exc()
-            fail(str(error), error.exit_code, as_json=as_json)
-        except KeyboardInterrupt:
-            fail("interrupted; what was finished is kept, continue with --resume", INTERRUPTED, as_json=as_json)
-        except OSError as error:
-            # A full disk or a vanished folder is no bug of ours; anything else shows its traceback.
-            if debug:
-                traceback.print_exc()
-            fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, as_json=as_json)
-        if as_json:
-            print(json.dumps(document))
-
-    return run
-
-
-def fail(message: str, code: int, *, as_json: bool) -> NoReturn:
-    """Ends the program with one line on stderr (and, for scripts, as JSON on stdout)."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": message, "exit_code": code}))
-    raise typer.Exit(code)
 
 
 @app.callback(invoke_without_command=True)
@@ -260,9 +215,9 @@ def verify(
     return {"passed": True, "bundles": reports}
 
 
+app.add_typer(hw_app, name="hw")
+
+
 def main() -> None:
     """Entry point of the `quasar` program."""
-    from quasar.cli_hw import hw_app
-
-    app.add_typer(hw_app, name="hw")
     app()

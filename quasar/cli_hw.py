@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hwmodel.errors import UsageError
-from quasar.cli import Debug, Json, command
+from quasar.command import Debug, Json, command
 
 if TYPE_CHECKING:
     from hwmodel.workload import Workload

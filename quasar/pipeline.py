@@ -241,7 +241,9 @@ def prepare_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite
     changed = differing_keys(config, run.config())
     fixed = [key for key in changed if not key.startswith(("search.", "hardware."))]
     if fixed:
-        raise UsageError(f"{run.path}: {fixed[0]} was settled when the supernet was trained; only search.* and hardware.* can change")
+        raise UsageError(
+            f"{run.path}: {fixed[0]} was settled when the supernet was trained; only search.* and hardware.* can change"
+        )
     started = run.front.exists() or run.journal.exists()
     if started and not (resume or overwrite):
         raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")

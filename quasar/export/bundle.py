@@ -8,7 +8,8 @@
     cost.json           the predicted cost on the device, layer by layer, and the accelerator
     README.md           a model card
 
-A bundle is written beside its place and renamed when it is complete. The manifest holds a digest of itself, so that
+A bundle is written beside its place, under a name that starts with a dot, and renamed when it is complete: a killed
+export leaves no bundle, at most such a folder, which can be deleted. The manifest holds a digest of itself, so that
 `load_bundle` notices a change of any byte in any file.
 """
 

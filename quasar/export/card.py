@@ -58,7 +58,7 @@ def model_card(
         "Device": device,
         "Latency": f"{cost.latency_ms:.4g} ms for one image ({cost.cycles:,} cycles, predicted)",
         **({"Does not fit": "; ".join(cost.violations)} if cost.violations else {}),
-        "Throughput": f"{cost.fps:.4g} frames per second",
+        "Throughput": f"{cost.fps:,.1f} frames per second",
         "DSP / BRAM18 / LUT": f"{resources.dsp:,} / {resources.bram18:,} / {resources.lut:,}",
         **{
             f"Top-1 accuracy, {split}": "not measured" if share is None else f"{share:.2%}"

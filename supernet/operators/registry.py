@@ -113,6 +113,4 @@ OPERATORS: Registry[TokenMixer] = Registry("operator", group="quasar.operators")
 
 def operator(name: str) -> TokenMixer:
     """The operator called `name`; raises `UsageError` with the nearest name if there is none."""
-    import supernet.operators.attention  # noqa: F401  (registers itself)
-
     return OPERATORS.get(name)

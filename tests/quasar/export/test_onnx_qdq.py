@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 from hwmodel.errors import UsageError
 from quasar.export.onnx_qdq import Rows, build_qdq, weight_bytes
@@ -133,6 +134,14 @@ def test_the_overflow_option_of_onnx_runtime_changes_nothing(make_module, subnet
     exact = open_session(model, options).run(None, {"images": x.numpy()})[0]
     ours, _ = both_logits(module, x, model)
     assert np.abs(ours - exact).mean() < 0.002 * exact.std()
+
+
+def test_the_reference_runtime_agrees(make_module, round_biases, subnets):
+    module, x = make_module(subnets[0], images=16)
+    with torch.no_grad():
+        theirs = round_biases(module)(x).numpy()
+    (ours,) = ReferenceEvaluator(build_qdq(module)).run(None, {"images": x.numpy()})
+    assert np.abs(ours - theirs).mean() < 0.002 * theirs.std()
 
 
 def test_4_bit_rows_take_4_bits(make_module, space):
