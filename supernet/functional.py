@@ -80,6 +80,10 @@ class ActivationSites(nn.Module):
         self.limit = float(qmax(bits))
         self.register_buffer("scale", torch.ones(len(names)))
 
+    def scales(self) -> dict[str, Tensor]:
+        """The scale of each site by name."""
+        return dict(zip(self.names, self.scale.unbind(), strict=True))
+
     def quantizer(self, observer: Observer | None) -> Quantizer:
         """A function `(site, x)` that gives `x` as the hardware would see it there; `observer` watches."""
 

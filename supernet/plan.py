@@ -15,9 +15,11 @@ class LinearPlan:
     """The active slice of a linear: the first `rows` rows and the first `inputs` inputs.
 
     The first `high` rows of each `group` are at high precision. For qkv a group is one head's rows of q, k or v
-    (`head_dim` of them); for all other linears it is all the rows.
+    (`head_dim` of them); for all other linears it is all the rows. `site` names the activation site of the input,
+    whose scale sets the unit of the bias.
     """
 
+    site: str
     rows: int
     inputs: int
     group: int
@@ -41,10 +43,13 @@ class LinearPlan:
         return np.where(self.is_high, self.high_bits, self.low_bits)
 
 
-def linear_plan(subnet: Subnet, *, rows: int, inputs: int, ratio: float, group: int | None = None) -> LinearPlan:
+def linear_plan(
+    subnet: Subnet, *, site: str, rows: int, inputs: int, ratio: float, group: int | None = None
+) -> LinearPlan:
     """The plan of a linear with a `ratio` of its rows (of each group) at high precision."""
     group = group or rows
     return LinearPlan(
+        site=site,
         rows=rows,
         inputs=inputs,
         group=group,
@@ -56,20 +61,24 @@ def linear_plan(subnet: Subnet, *, rows: int, inputs: int, ratio: float, group: 
 
 def patch_plan(subnet: Subnet) -> LinearPlan:
     """The patch embedding, wholly at high precision."""
-    return linear_plan(subnet, rows=subnet.embed_dim, inputs=subnet.in_chans * subnet.patch_size**2, ratio=1.0)
+    return linear_plan(
+        subnet, site="image", rows=subnet.embed_dim, inputs=subnet.in_chans * subnet.patch_size**2, ratio=1.0
+    )
 
 
 def head_plan(subnet: Subnet) -> LinearPlan:
     """The classifier, wholly at high precision."""
-    return linear_plan(subnet, rows=subnet.num_classes, inputs=subnet.embed_dim, ratio=1.0)
+    return linear_plan(subnet, site="norm", rows=subnet.num_classes, inputs=subnet.embed_dim, ratio=1.0)
 
 
 def attention_plan(subnet: Subnet, block: BlockChoice) -> dict[str, LinearPlan]:
     """The linears of softmax attention."""
     width, inner = subnet.embed_dim, block.num_heads * subnet.head_dim
     return {
-        "qkv": linear_plan(subnet, rows=3 * inner, inputs=width, ratio=block.qkv_ratio, group=subnet.head_dim),
-        "proj": linear_plan(subnet, rows=width, inputs=inner, ratio=block.proj_ratio),
+        "qkv": linear_plan(
+            subnet, site="norm1", rows=3 * inner, inputs=width, ratio=block.qkv_ratio, group=subnet.head_dim
+        ),
+        "proj": linear_plan(subnet, site="mixed", rows=width, inputs=inner, ratio=block.proj_ratio),
     }
 
 
@@ -78,6 +87,6 @@ def mlp_plan(subnet: Subnet, block: BlockChoice) -> dict[str, LinearPlan]:
     width = subnet.embed_dim
     hidden = int(hidden_units(block.mlp_ratio, width))
     return {
-        "fc1": linear_plan(subnet, rows=hidden, inputs=width, ratio=block.fc1_ratio),
-        "fc2": linear_plan(subnet, rows=width, inputs=hidden, ratio=block.fc2_ratio),
+        "fc1": linear_plan(subnet, site="norm2", rows=hidden, inputs=width, ratio=block.fc1_ratio),
+        "fc2": linear_plan(subnet, site="gelu", rows=width, inputs=hidden, ratio=block.fc2_ratio),
     }

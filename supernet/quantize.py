@@ -2,7 +2,7 @@
 
 A code is `clip(round_half_even(x / scale), -qmax, qmax)` with `qmax = 2^(bits-1) - 1`, so 8-bit codes lie in
 [-127, 127] and 4-bit codes in [-7, 7]: never -8, which lets three 4-bit products share one DSP. Gradients pass
-straight through, without a saved mask.
+straight through, without a saved mask. Biases are rounded to 32-bit codes in units of their accumulator.
 
 Entanglement: a row's scale comes from the full row of the supernet, never from the slice that a subnet uses. The
 high-precision codes and the low-precision codes of every subnet are therefore slices of two integer stores.
@@ -42,6 +42,11 @@ def fake_quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
     """`code * scale` for the codes of `quantize`, with a straight-through gradient to `x`."""
     result: Tensor = _FakeQuantize.apply(x, scale, limit)
     return result
+
+
+def round_bias(bias: Tensor, row_scale: Tensor, input_scale: Tensor) -> Tensor:
+    """A bias (rows,) in whole units of its accumulator, `row_scale * input_scale`, as the hardware adds it."""
+    return fake_quantize(bias, row_scale * input_scale, float(qmax(32)))
 
 
 def quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:

@@ -23,7 +23,7 @@ from supernet.vit import ElasticBlock, ElasticLinear, ElasticNorm, SupernetViT
 
 
 class QuantLinear(nn.Module):
-    """A linear with integer codes (rows, inputs), a scale for each row, and a float bias."""
+    """A linear with integer codes (rows, inputs), a scale for each row, and a bias in units of the accumulator."""
 
     codes: Tensor
     scale: Tensor
@@ -40,12 +40,12 @@ class QuantLinear(nn.Module):
         """The effective weight and bias."""
         return Linear(self.codes.to(self.scale.dtype) * self.scale[:, None], self.bias)
 
-    def take(self, source: ElasticLinear) -> None:
-        """Copies the codes of the slice that the plan names."""
+    def take(self, source: ElasticLinear, scales: dict[str, Tensor]) -> None:
+        """Copies the slice that the plan names; `scales` are those of the activation sites."""
         codes, scale = source.codes(self.plan)
         self.codes.copy_(codes)
         self.scale.copy_(scale)
-        self.bias.copy_(source.bias.detach()[: self.plan.rows])
+        self.bias.copy_(source.active(self.plan, scales[self.plan.site]).bias)
 
 
 class LayerNorm(nn.Module):
@@ -112,10 +112,12 @@ class SubnetBlock(nn.Module):
         self.norm1.take(source.norm1)
         self.norm2.take(source.norm2)
         mixer = source.mixers[block.operator]
+        sites = cast(ActivationSites, mixer.sites)
+        scales = source.sites.scales() | sites.scales()
         for linears, elastic in ((self.mixer, mixer), (self.mlp, source.mlp)):
             for name, linear in linears.items():
-                cast(QuantLinear, linear).take(cast(ElasticLinear, elastic.get_submodule(name)))
-        self.mixer_sites.scale.copy_(cast(ActivationSites, mixer.sites).scale)
+                cast(QuantLinear, linear).take(cast(ElasticLinear, elastic.get_submodule(name)), scales)
+        self.mixer_sites.scale.copy_(sites.scale)
         self.sites.scale.copy_(source.sites.scale)
         for ours, theirs in ((self.scale1, source.scale1), (self.scale2, source.scale2)):
             if ours is not None and theirs is not None:
@@ -190,8 +192,9 @@ def extract(supernet: SupernetViT, subnet: Subnet) -> SubnetViT:
     first = cast(ElasticBlock, supernet.blocks[0])
     module = SubnetViT(subnet, layer_scale=first.scale1 is not None).to(supernet.cls_token.device)
     width = subnet.embed_dim
-    module.patch_embed.take(supernet.patch_embed)
-    module.head.take(supernet.head)
+    scales = supernet.sites.scales()
+    module.patch_embed.take(supernet.patch_embed, scales)
+    module.head.take(supernet.head, scales)
     module.norm.take(supernet.norm)
     module.sites.scale.copy_(supernet.sites.scale)
     module.cls_token.copy_(supernet.cls_token[:width])

@@ -20,7 +20,7 @@ from supernet import functional
 from supernet.functional import ActivationSites, Linear, Norm, Observer
 from supernet.operators.registry import operator
 from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan
-from supernet.quantize import fake_quantize, qmax, quantize, row_scales, search_clip
+from supernet.quantize import fake_quantize, qmax, quantize, round_bias, row_scales, search_clip
 from supernet.space import SearchSpace
 from supernet.subnet import BlockChoice, Subnet, hidden_units
 
@@ -46,11 +46,14 @@ class ElasticLinear(nn.Module):
         """Searches the clip factors again for the weights as they are now."""
         self.clip.copy_(search_clip(self.weight, low_bits=self.low_bits))
 
-    def active(self, plan: LinearPlan) -> Linear:
-        """The effective weight of the active slice; gradients reach the full weight straight through."""
+    def active(self, plan: LinearPlan, input_scale: Tensor) -> Linear:
+        """The effective slice, for an input of that scale; gradients reach the full tensors straight through."""
         scale, limit = self._scale_and_limit(plan)
         weight = self.weight[: plan.rows, : plan.inputs]
-        return Linear(fake_quantize(weight, scale[:, None], limit[:, None]), self.bias[: plan.rows])
+        return Linear(
+            fake_quantize(weight, scale[:, None], limit[:, None]),
+            round_bias(self.bias[: plan.rows], scale, input_scale),
+        )
 
     def codes(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
         """Integer codes (rows, inputs) as int8 and scales (rows,) of the active slice."""
@@ -119,9 +122,12 @@ class ElasticMlp(nn.Module):
         self.fc2 = ElasticLinear(width, hidden, weight_bits=space.weight_bits)
 
 
-def active_linears(module: nn.Module, plan: dict[str, LinearPlan]) -> dict[str, Linear]:
-    """The effective weights of the linears of `module` that `plan` names."""
-    return {name: cast(ElasticLinear, module.get_submodule(name)).active(linear) for name, linear in plan.items()}
+def active_linears(module: nn.Module, plans: dict[str, LinearPlan], scales: dict[str, Tensor]) -> dict[str, Linear]:
+    """The effective linears of `module` that `plans` names; `scales` are those of the activation sites."""
+    return {
+        name: cast(ElasticLinear, module.get_submodule(name)).active(plan, scales[plan.site])
+        for name, plan in plans.items()
+    }
 
 
 class ElasticBlock(nn.Module):
@@ -141,6 +147,7 @@ class ElasticBlock(nn.Module):
         """The residual stream (B, T, D) after the block."""
         width = subnet.embed_dim
         mixer = cast(ElasticAttention, self.mixers[block.operator])
+        scales = self.sites.scales() | mixer.sites.scales()
         return functional.encoder_block(
             x_BTD,
             norm1=self.norm1.active(width),
@@ -148,8 +155,8 @@ class ElasticBlock(nn.Module):
             scale1=None if self.scale1 is None else self.scale1[:width],
             scale2=None if self.scale2 is None else self.scale2[:width],
             mix=mixer.mix,
-            mixer=active_linears(mixer, mixer.plan(subnet, block)),
-            mlp=active_linears(self.mlp, mlp_plan(subnet, block)),
+            mixer=active_linears(mixer, mixer.plan(subnet, block), scales),
+            mlp=active_linears(self.mlp, mlp_plan(subnet, block), scales),
             head_dim=subnet.head_dim,
             mixer_quantizer=mixer.sites.quantizer(observer),
             quantizer=self.sites.quantizer(observer),
@@ -188,10 +195,10 @@ class SupernetViT(nn.Module):
         """
         self.space.encode(subnet)  # raises if the subnet is outside the space
         width = subnet.embed_dim
-        quantizer = self.sites.quantizer(observer)
+        quantizer, scales = self.sites.quantizer(observer), self.sites.scales()
         x_BTD = functional.embed_patches(
             quantizer("image", functional.resize_images(x_BCHW, subnet.image_size)),
-            self.patch_embed.active(patch_plan(subnet)),
+            self.patch_embed.active(patch_plan(subnet), scales["image"]),
             self.cls_token[:width],
             functional.resize_position(self.position, subnet.image_size // subnet.patch_size)[:, :width],
             patch_size=subnet.patch_size,
@@ -199,7 +206,7 @@ class SupernetViT(nn.Module):
         for module, block in zip(self.blocks, subnet.blocks, strict=False):
             x_BTD = module(x_BTD, subnet, block, observer)
         x_BD = quantizer("norm", self.norm.active(width)(x_BTD[:, 0]))
-        return self.head.active(head_plan(subnet))(x_BD)
+        return self.head.active(head_plan(subnet), scales["norm"])(x_BD)
 
     def refresh_clips(self) -> None:
         """Searches the clip factors of all low-precision rows again; once an epoch is enough."""

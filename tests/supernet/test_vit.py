@@ -41,7 +41,10 @@ def test_codes_of_any_subnet_are_slices_of_the_two_stores(make_space, make_super
         assert codes.abs().max() <= 127
         assert (codes * ~is_high).abs().max() <= 7
         # what the forward pass multiplies with is those codes, times the scale of the row
-        assert torch.equal(linear.active(plan).weight, codes.float() * scale[:, None])
+        active = linear.active(plan, torch.tensor(0.02))
+        assert torch.equal(active.weight, codes.float() * scale[:, None])
+        units = active.bias / (0.02 * scale)
+        torch.testing.assert_close(units, units.round())
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,8 +91,8 @@ def test_more_low_rows_change_only_those_rows():
     from supernet.plan import LinearPlan
 
     def weight(high):
-        plan = LinearPlan(rows=8, inputs=6, group=4, high=high, low_bits=4, high_bits=8)
-        return linear.active(plan).weight
+        plan = LinearPlan(site="x", rows=8, inputs=6, group=4, high=high, low_bits=4, high_bits=8)
+        return linear.active(plan, torch.tensor(1.0)).weight
 
     differs = (weight(4) != weight(1)).any(dim=1)
     assert differs.tolist() == [False, True, True, True, False, True, True, True]
@@ -101,7 +104,7 @@ def test_scales_come_from_the_full_row():
         linear.weight.copy_(torch.tensor([[0.1, 0.2, 0.3, 1.27], [0.1, 0.1, 0.1, 0.1]]))
     from supernet.plan import LinearPlan
 
-    codes, scale = linear.codes(LinearPlan(rows=1, inputs=3, group=1, high=1, low_bits=4, high_bits=8))
+    codes, scale = linear.codes(LinearPlan(site="x", rows=1, inputs=3, group=1, high=1, low_bits=4, high_bits=8))
     torch.testing.assert_close(scale, torch.tensor([0.01]))
     assert codes.tolist() == [[10, 20, 30]]
 

@@ -52,7 +52,7 @@ def _make_module(subnet, *, space=SPACE, seed=0, layer_scale=0.1, images=128):
 
 @torch.no_grad()
 def _round_biases(module):
-    """Rounds the biases to units of the accumulators, as the integer network must: what is left is order of sums."""
+    """Rounds biases as `extract` does, for modules whose scales were changed after it."""
     fed = [(module.patch_embed, module.sites, "image"), (module.head, module.sites, "norm")]
     for block in module.blocks:
         fed += [

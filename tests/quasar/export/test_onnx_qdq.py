@@ -38,9 +38,9 @@ def assert_same(module, x):
 
 @pytest.mark.parametrize("layer_scale", [0.1, None])
 @pytest.mark.parametrize("index", range(6))
-def test_agrees_with_the_module(make_module, round_biases, subnets, index, layer_scale):
+def test_agrees_with_the_module(make_module, subnets, index, layer_scale):
     module, x = make_module(subnets[index], seed=index, layer_scale=layer_scale)
-    assert_same(round_biases(module), x)
+    assert_same(module, x)
 
 
 def test_the_random_subnets_differ_in_size_and_depth(subnets):
@@ -49,17 +49,17 @@ def test_the_random_subnets_differ_in_size_and_depth(subnets):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
-def test_agrees_for_every_share_of_high_rows(make_module, round_biases, space, ratio):
+def test_agrees_for_every_share_of_high_rows(make_module, space, ratio):
     space = dataclasses.replace(space, high_precision_ratio=(ratio,), depth=(2,))
     module, x = make_module(space.largest(), space=space)
-    assert_same(round_biases(module), x)
+    assert_same(module, x)
 
 
 @pytest.mark.parametrize("weight_bits", [(3, 6), (4, 4), (8, 8), (2, 8)])
-def test_agrees_for_other_bits(make_module, round_biases, space, weight_bits):
+def test_agrees_for_other_bits(make_module, space, weight_bits):
     space = dataclasses.replace(space, weight_bits=weight_bits, depth=(1,))
     module, x = make_module(space.largest(), space=space)
-    assert_same(round_biases(module), x)
+    assert_same(module, x)
 
 
 def test_rounding_the_biases_changes_little(make_module, subnets):
@@ -136,10 +136,10 @@ def test_the_overflow_option_of_onnx_runtime_changes_nothing(make_module, subnet
     assert np.abs(ours - exact).mean() < 0.002 * exact.std()
 
 
-def test_the_reference_runtime_agrees(make_module, round_biases, subnets):
+def test_the_reference_runtime_agrees(make_module, subnets):
     module, x = make_module(subnets[0], images=16)
     with torch.no_grad():
-        theirs = round_biases(module)(x).numpy()
+        theirs = module(x).numpy()
     (ours,) = ReferenceEvaluator(build_qdq(module)).run(None, {"images": x.numpy()})
     assert np.abs(ours - theirs).mean() < 0.002 * theirs.std()
 

@@ -32,7 +32,7 @@ def split():
 
 
 @pytest.fixture(scope="module")
-def exported(make_module, make_info, round_biases, split, tmp_path_factory):
+def exported(make_module, make_info, split, tmp_path_factory):
     """Two bundles, for images of 8 pixels and of 16, from images of 16."""
     folder = tmp_path_factory.mktemp("export")
     mean, std = split.normalization
@@ -47,7 +47,7 @@ def exported(make_module, make_info, round_biases, split, tmp_path_factory):
             data_digests={"test": split.digest},
             test_accuracy=evaluate(module, split, batch_size=100).accuracy,
         )
-        path = write_bundle(round_biases(module), folder / str(subnet.image_size), info=info)
+        path = write_bundle(module, folder / str(subnet.image_size), info=info)
         bundles.append(load_bundle(path))
     return bundles
 
