@@ -1,5 +1,7 @@
 """A small space and data that the tests of several packages share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ import torch
 from supernet.functional import Observer
 from supernet.space import SearchSpace
 from supernet.vit import SupernetViT
+
+# The networks of the tests are tiny: on a busy machine several threads would mostly wait for each other.
+torch.set_num_threads(1)
 
 
 def small_space(**changes):
@@ -59,3 +64,21 @@ def make_supernet():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def vivado_reports():
+    """Writes the two reports of a design, in Vivado's layout, with these counts; gives their paths."""
+    data = Path(__file__).parent / "hwmodel" / "data"
+
+    def write(folder, name="design", *, lut=50000, ff=90000, dsp=560, tiles=60.5, period="5.000", slack="0.250"):
+        counts = (data / "utilization.rpt").read_text()
+        for old, new in (("50000", lut), ("90000", ff), (" 560 ", f" {dsp} "), ("60.5", tiles)):
+            counts = counts.replace(old, str(new))
+        times = (data / "timing.rpt").read_text().replace("5.000 ", f"{period} ").replace("0.250 ", f"{slack} ")
+        paths = [folder / f"{name}_utilization.rpt", folder / f"{name}_timing.rpt"]
+        for path, text in zip(paths, (counts, times), strict=True):
+            path.write_text(text)
+        return paths
+
+    return write

@@ -1,0 +1,221 @@
+// Runs products on quasar_gemm: bench JOBS RESULTS. Both files are little-endian words as written below.
+//
+// JOBS      uint32 count; then for each job 15 uint32 (struct Job, in its order), uint64 cycle cap, and the bytes of its
+//           activations, its weight stream and its table (256, or none), each stream in whole beats.
+// RESULTS   for each job uint32 status (0 done, 1 cycle cap exceeded, 2 stream protocol broken), uint64 cycles,
+//           uint64 cycles of the fill, and, if it is done, the bytes of the output stream.
+//
+// Cycles of a product count from the one that takes the command to the one that hands over the last output, both
+// included. With stalls, each stream pauses before a beat with the given probability; a beat once offered stays, and the
+// outputs are checked for that, too. A command must be taken in the cycle in which it is offered, the next one after the
+// last output: so cycles of products simply add up. All state starts random; jobs follow each other without a reset,
+// unless a job asks to be broken off by one first.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "Vquasar_gemm.h"
+#include "verilated.h"
+
+struct Job {
+    uint32_t words, tokens, k_tiles, tiles_high, tiles_low, stream, use_table, symmetric;
+    uint32_t seed, stall;         // stall probability times 2^16
+    uint32_t reset_after;         // break off by a reset after so many cycles, then run again; 0 for never
+    uint32_t a_beats, w_beats, o_beats, table_bytes;
+};
+
+struct Stream {
+    const uint8_t* data = nullptr;
+    size_t beat = 0, taken = 0, beats = 0;
+    bool offered = false;
+};
+
+static uint64_t random_state = 1;
+static uint32_t random16() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (random_state >> 24) & 0xFFFF;
+}
+
+template <typename T> static void read_all(FILE* file, T* to, size_t count) {
+    if (fread(to, sizeof(T), count, file) != count) {
+        fprintf(stderr, "the job file is too short\n");
+        exit(1);
+    }
+}
+
+class Bench {
+  public:
+    explicit Bench(VerilatedContext* context) : top(context) {
+        top.clk = 0;
+        idle();
+        reset();
+    }
+
+    // One of the statuses above; appends the outputs.
+    uint32_t run(const Job& job, uint64_t cap, Stream a, Stream w, const std::vector<uint8_t>& table,
+                 std::vector<uint8_t>& out, uint64_t& cycles, uint64_t& fill_cycles) {
+        random_state = 0x9E3779B97F4A7C15ull ^ job.seed;
+        if (job.reset_after) {
+            std::vector<uint8_t> ignored;
+            uint64_t budget = job.reset_after;
+            attempt(job, budget, a, w, table, ignored, cycles, fill_cycles);
+            idle();
+            reset();
+        }
+        uint32_t status = attempt(job, cap, a, w, table, out, cycles, fill_cycles);
+        if (status) {
+            idle();
+            reset();
+        }
+        return status;
+    }
+
+  private:
+    Vquasar_gemm top;
+
+    void edge() {
+        top.clk = 1;
+        top.eval();
+        top.clk = 0;
+    }
+
+    void idle() {
+        top.cmd_valid = top.table_write = top.a_valid = top.w_valid = top.o_ready = 0;
+    }
+
+    void reset() {
+        top.rst = 1;
+        top.eval();
+        edge();
+        top.rst = 0;
+    }
+
+    template <typename Port> void offer(Stream& s, CData& valid, Port& port, uint32_t stall) {
+        if (!s.offered && s.taken < s.beats && (!stall || random16() >= stall)) s.offered = true;
+        valid = s.offered;
+        if (s.offered) memcpy(&port, s.data + s.taken * s.beat, s.beat);
+    }
+
+    static void advance(Stream& s, bool ready) {
+        if (s.offered && ready) {
+            s.offered = false;
+            s.taken++;
+        }
+    }
+
+    uint32_t attempt(const Job& job, uint64_t cap, Stream a, Stream w, const std::vector<uint8_t>& table,
+                     std::vector<uint8_t>& out, uint64_t& cycles, uint64_t& fill_cycles) {
+        uint64_t spent = 0;
+        cycles = fill_cycles = 0;
+        for (size_t i = 0; i < table.size(); i++) {
+            top.table_write = 1;
+            top.table_address = i;
+            top.table_data = table[i];
+            top.eval();
+            edge();
+        }
+        top.table_write = 0;
+        top.cmd_tokens = job.tokens;
+        top.cmd_k_tiles = job.k_tiles;
+        top.cmd_tiles_high = job.tiles_high;
+        top.cmd_tiles_low = job.tiles_low;
+        top.cmd_stream = job.stream;
+        top.cmd_table = job.use_table;
+        top.cmd_symmetric = job.symmetric;
+        top.cmd_words = job.words;
+
+        bool gemm = job.words == 0, commanded = false, waiting = false;
+        uint8_t waiting_bytes[O_BYTES];
+        uint64_t began = 0;
+        uint32_t outputs = 0;
+        while (true) {
+            if (spent == cap) return 1;
+            top.cmd_valid = !commanded;
+            top.cmd_gemm = gemm;
+            offer(a, top.a_valid, top.a_data, job.stall);
+            offer(w, top.w_valid, top.w_data, job.stall);
+            top.o_ready = !job.stall || random16() >= job.stall;
+            top.eval();
+
+            if (!commanded) {
+                if (!top.cmd_ready) return 2;
+                commanded = true;
+                began = spent;
+            }
+            advance(a, top.a_ready);
+            advance(w, top.w_ready);
+            bool last = false;
+            const uint8_t* bytes = reinterpret_cast<const uint8_t*>(&top.o_data);
+            if (waiting && (!top.o_valid || memcmp(bytes, waiting_bytes, O_BYTES))) return 2;
+            waiting = top.o_valid && !top.o_ready;
+            if (waiting) memcpy(waiting_bytes, bytes, O_BYTES);
+            if (top.o_valid && top.o_ready) {
+                out.insert(out.end(), bytes, bytes + O_BYTES);
+                last = top.o_last;
+                if (++outputs > job.o_beats || last != (outputs == job.o_beats)) return 2;
+            }
+            // The fill is over when all of its beats are taken; the command of the product follows in the next cycle.
+            bool fill_over = commanded && !gemm && a.taken == a.beats;
+            edge();
+            spent++;
+            if (fill_over) {
+                fill_cycles = spent - began;
+                gemm = true;
+                commanded = false;
+            }
+            if (last) {
+                cycles = spent - began;
+                idle();
+                return a.taken == a.beats && w.taken == w.beats ? 0 : 2;
+            }
+        }
+    }
+};
+
+int main(int argc, char** argv) {
+    if (argc != 3) {
+        fprintf(stderr, "usage: bench JOBS RESULTS\n");
+        return 1;
+    }
+    VerilatedContext context;
+    context.randReset(2);
+    context.randSeed(1);
+    Bench bench(&context);
+    FILE* in = fopen(argv[1], "rb");
+    FILE* results = fopen(argv[2], "wb");
+    if (!in || !results) {
+        perror("bench");
+        return 1;
+    }
+    uint32_t count;
+    read_all(in, &count, 1);
+    for (uint32_t i = 0; i < count; i++) {
+        Job job;
+        uint64_t cap, cycles, fill_cycles;
+        read_all(in, &job, 1);
+        read_all(in, &cap, 1);
+        std::vector<uint8_t> a_bytes(size_t(job.a_beats) * A_BYTES), w_bytes(size_t(job.w_beats) * W_BYTES);
+        std::vector<uint8_t> table(job.table_bytes), out;
+        read_all(in, a_bytes.data(), a_bytes.size());
+        read_all(in, w_bytes.data(), w_bytes.size());
+        read_all(in, table.data(), table.size());
+        Stream a, w;
+        a.data = a_bytes.data(), a.beat = A_BYTES, a.beats = job.a_beats;
+        w.data = w_bytes.data(), w.beat = W_BYTES, w.beats = job.w_beats;
+        uint32_t status = bench.run(job, cap, a, w, table, out, cycles, fill_cycles);
+        fwrite(&status, sizeof status, 1, results);
+        fwrite(&cycles, sizeof cycles, 1, results);
+        fwrite(&fill_cycles, sizeof fill_cycles, 1, results);
+        if (status == 0) fwrite(out.data(), 1, out.size(), results);
+    }
+    fclose(in);
+    if (fclose(results)) {
+        perror("bench");
+        return 1;
+    }
+    return 0;
+}

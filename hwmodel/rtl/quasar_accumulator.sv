@@ -1,0 +1,34 @@
+// The 32-bit sums of one row of the array over the k tiles, one for each token, and the finished sums of the row tile.
+//
+// `partial` is read and written back while k tiles pass; the last k tile goes to `finished`, which the drain reads while
+// `partial` takes the next row tile. A token may come back after 2 cycles at the earliest.
+module quasar_accumulator #(
+    parameter int DEPTH = 256,
+    parameter int TOKEN_W = 8
+) (
+    input  logic               clk,
+    input  logic [TOKEN_W-1:0] read_token,   // one cycle ahead of `token`
+    input  logic               valid,
+    input  logic [TOKEN_W-1:0] token,
+    input  logic               first,        // first k tile: nothing to add to
+    input  logic               last,         // last k tile: to `finished`
+    input  logic [31:0]        sum,
+    input  logic               drain_enable,
+    input  logic [TOKEN_W-1:0] drain_token,
+    output logic [31:0]        drain_sum
+);
+    logic [31:0] partial [DEPTH];
+    logic [31:0] finished [DEPTH];
+    logic [31:0] earlier;
+
+    wire [31:0] after = first ? sum : earlier + sum;
+
+    always_ff @(posedge clk) begin
+        earlier <= partial[read_token];
+        if (valid && !last) partial[token] <= after;
+    end
+    always_ff @(posedge clk) begin
+        if (valid && last) finished[token] <= after;
+        if (drain_enable) drain_sum <= finished[drain_token];
+    end
+endmodule

@@ -1,0 +1,382 @@
+"""Simulation of the RTL engine (`hwmodel/rtl`) with Verilator: cycles and outputs against the model and the reference.
+
+A build belongs to one set of RTL parameters and serves any number of products. It is kept under
+`$XDG_CACHE_HOME/quasar` (or `~/.cache/quasar`), in a folder named by a hash of the sources, the parameters and the
+version of Verilator; it appears there by a rename, so that an interrupted build leaves nothing behind that looks whole.
+
+With activations "onchip" the buffer is filled by a command first, whose cycles are reported apart. With "ddr" they
+stream in again for every tile. Predicted cycles (`hwmodel.engine`) hold for streams that never pause; with a stall
+probability, only the outputs are to be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
+from hwmodel.engine import PARAMETER_BYTES, engine_cycles
+from hwmodel.errors import QuasarError, UsageError
+from hwmodel.integer import Int8Array, IntegerGemm
+from hwmodel.workload import Gemm, Population, Workload
+
+RTL_FOLDER = Path(__file__).with_name("rtl")
+
+#: beyond this many DSPs a build takes many minutes
+LARGEST_ARRAY_DSPS = 1024
+#: sizes are 16-bit fields of a command
+LARGEST_FIELD = 2**16 - 1
+
+_BACKENDS = ("dual", "atomic")
+_JOB = struct.Struct("<15IQ")
+_RESULT = struct.Struct("<IQQ")
+_DONE, _CAP_EXCEEDED = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationJob:
+    """One product to simulate.
+
+    `stall` is the probability with which each stream pauses before a beat. `cycle_cap` None allows ten times the
+    predicted cycles, and more with stalls. `reset_after` breaks the product off by a reset after so many cycles and
+    then runs it from the start, to show that a reset leaves nothing behind.
+    """
+
+    gemm: IntegerGemm
+    stall: float = 0.0
+    seed: int = 0
+    cycle_cap: int | None = None
+    reset_after: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stall < 1:
+            raise UsageError(f"stall must be a probability from 0 to below 1, not {self.stall!r}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must be from 0 to {2**32 - 1}, not {self.seed!r}")
+        for name, value in (("cycle_cap", self.cycle_cap), ("reset_after", self.reset_after)):
+            if value is not None and not 1 <= value < 2**32:
+                raise UsageError(f"{name} must be from 1 to {2**32 - 1}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationResult:
+    """What the simulation of one product gave. `fill_cycles` filled the activation buffer (0 with "ddr")."""
+
+    predicted_cycles: int
+    simulated_cycles: int
+    fill_cycles: int
+    outputs: int
+    mismatching_outputs: int
+
+
+def predicted_cycles(config: AcceleratorConfig, gemm: IntegerGemm) -> int:
+    """Cycles of one product by the closed form of `hwmodel.engine`."""
+    layer = Gemm(
+        name="gemm",
+        kind="gemm",
+        tokens=gemm.tokens,
+        inputs=gemm.inputs,
+        rows_high=gemm.rows_high,
+        rows_low=gemm.rows - gemm.rows_high,
+    )
+    workload = Workload(name="gemm", gemms=(layer,), vectors=(), activation_bytes=0)
+    return int(engine_cycles(AcceleratorColumns.one(config), Population.of(workload)).sum())
+
+
+def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[SimulationResult]:
+    """Runs all products on one engine, one after the other, and compares them with the reference.
+
+    Raises:
+        UsageError: Verilator or g++ is missing; the array is too large to simulate; a stream width or a product does
+            not fit the engine.
+        QuasarError: a build failed, or a product exceeded its cycle cap.
+    """
+    layout = _Layout(config)
+    expected = [job.gemm.outputs() for job in jobs]
+    predicted = [predicted_cycles(config, job.gemm) for job in jobs]
+    payload = [struct.pack("<I", len(jobs))]
+    caps = []
+    for job, cycles in zip(jobs, predicted, strict=True):
+        layout.check(job.gemm)
+        caps.append(job.cycle_cap or round((10 * (cycles + layout.fill_beats(job.gemm)) + 1000) / (1 - job.stall) ** 2))
+        payload.append(layout.encode(job, cap=caps[-1]))
+    program = _built(layout)
+    with tempfile.TemporaryDirectory(prefix="quasar-") as folder:
+        jobs_file, results_file = Path(folder, "jobs"), Path(folder, "results")
+        jobs_file.write_bytes(b"".join(payload))
+        _run([str(program), str(jobs_file), str(results_file)], what="the simulation")
+        data = results_file.read_bytes()
+    results, at = [], 0
+    for index, (job, codes) in enumerate(zip(jobs, expected, strict=True)):
+        status, cycles, fill_cycles = _RESULT.unpack_from(data, at)
+        at += _RESULT.size
+        if status == _CAP_EXCEEDED:
+            raise QuasarError(f"product {index} is not done after {caps[index]} cycles; raise its cycle cap")
+        if status != _DONE:
+            raise QuasarError(f"product {index} broke the protocol of a stream; this is a bug of the engine, report it")
+        size = layout.output_bytes(job.gemm)
+        simulated = layout.decode(job.gemm, np.frombuffer(data, dtype=np.int8, count=size, offset=at))
+        at += size
+        results.append(
+            SimulationResult(
+                predicted_cycles=predicted[index],
+                simulated_cycles=cycles,
+                fill_cycles=fill_cycles,
+                outputs=codes.size,
+                mismatching_outputs=int((simulated != codes).sum()),
+            )
+        )
+    return results
+
+
+class _Layout:
+    """Parameters of the RTL for an accelerator, and how operands lie in its streams (see the headers of the RTL)."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        columns = AcceleratorColumns.one(config)
+        self.config = config
+        self.streamed = config.activations == "ddr"
+        self.rows_high = int(columns.rows_per_dsp(8)) * config.array_rows
+        self.rows_low = int(columns.rows_per_dsp(4)) * config.array_rows
+        word_bits = 8 * config.array_inputs
+        self.activation_bits = config.activation_stream_bits if self.streamed else word_bits
+        self.lanes = config.output_stream_bits // 8
+        dsps = config.array_rows * config.array_inputs
+        if dsps > LARGEST_ARRAY_DSPS:
+            raise UsageError(
+                f"an array of {config.array_rows} x {config.array_inputs} is too large to simulate; "
+                f"use at most {LARGEST_ARRAY_DSPS} DSPs"
+            )
+        wide, narrow = divmod(self.activation_bits, word_bits), divmod(word_bits, self.activation_bits)
+        if narrow[1] and (wide[1] or wide[0].bit_count() != 1):
+            raise UsageError(
+                f"activation_stream_bits {self.activation_bits} must divide {word_bits} (8 * array_inputs) or be a "
+                "power of two times it to be simulated"
+            )
+        self.words_per_beat = max(wide[0], 1)
+        words = 2 * config.max_tokens if self.streamed else config.activation_buffer_bytes // config.array_inputs
+        unit = 2 * self.words_per_beat
+        self.buffer_words = max(unit * -(-words // unit), 2)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Parameters of `quasar_gemm`."""
+        config = self.config
+        return {
+            "P_M": config.array_rows,
+            "P_K": config.array_inputs,
+            "BACKEND": _BACKENDS.index(config.backend),
+            "PW": config.weight_stream_bits,
+            "PA": self.activation_bits,
+            "PO": config.output_stream_bits,
+            "MAX_TOKENS": config.max_tokens,
+            "ACT_WORDS": self.buffer_words,
+        }
+
+    def check(self, gemm: IntegerGemm) -> None:
+        """Raises `UsageError` if the product does not fit the engine."""
+        if gemm.tokens > self.config.max_tokens:
+            raise UsageError(f"{gemm.tokens} tokens exceed max_tokens {self.config.max_tokens}; raise it")
+        words = gemm.tokens * self._k_tiles(gemm)
+        if not self.streamed and words > self.buffer_words:
+            raise UsageError(
+                f"activations of {gemm.tokens} x {gemm.inputs} take {words * self.config.array_inputs} bytes on chip, "
+                f"activation_buffer_bytes is {self.config.activation_buffer_bytes}; raise it or use activations 'ddr'"
+            )
+        if max(gemm.tokens, self._k_tiles(gemm), sum(self._row_tiles(gemm))) > LARGEST_FIELD:
+            raise UsageError(f"tokens, k tiles and row tiles of a product must not exceed {LARGEST_FIELD}")
+
+    def fill_beats(self, gemm: IntegerGemm) -> int:
+        """Beats that fill the activation buffer before the product."""
+        return 0 if self.streamed else gemm.tokens * self._k_tiles(gemm)
+
+    def encode(self, job: SimulationJob, *, cap: int) -> bytes:
+        """The job in the form that the test bench reads."""
+        gemm = job.gemm
+        activations, weights = self._activation_stream(gemm), self._weight_stream(gemm)
+        # The table's address is a code's byte: codes 0 to 127 come first.
+        table = b"" if gemm.table is None else np.roll(gemm.table, 128).tobytes()
+        tiles_high, tiles_low = self._row_tiles(gemm)
+        head = _JOB.pack(
+            self.fill_beats(gemm),
+            gemm.tokens,
+            self._k_tiles(gemm),
+            tiles_high,
+            tiles_low,
+            self.streamed,
+            gemm.table is not None,
+            gemm.least == -127,
+            job.seed,
+            round(job.stall * 2**16),
+            job.reset_after or 0,
+            len(activations) * 8 // self.activation_bits,
+            len(weights) * 8 // self.config.weight_stream_bits,
+            self.output_bytes(gemm) // self.lanes,
+            len(table),
+            cap,
+        )
+        return head + activations + weights + table
+
+    def output_bytes(self, gemm: IntegerGemm) -> int:
+        """Bytes of the output stream, padding included."""
+        tiles_high, tiles_low = self._row_tiles(gemm)
+        groups = tiles_high * -(-self.rows_high // self.lanes) + tiles_low * -(-self.rows_low // self.lanes)
+        return groups * gemm.tokens * self.lanes
+
+    def decode(self, gemm: IntegerGemm, stream: Int8Array) -> Int8Array:
+        """The codes (F, M) of an output stream: row tile by row tile, token by token, its rows padded to groups."""
+        parts, at = [], 0
+        for kind in self._kinds(gemm):
+            padded = self.lanes * -(-kind.tile_rows // self.lanes)
+            shape = (kind.tiles, gemm.tokens, padded)
+            codes = stream[at : at + math.prod(shape)].reshape(shape)[:, :, : kind.tile_rows]
+            parts.append(codes.transpose(1, 0, 2).reshape(gemm.tokens, kind.tiles * kind.tile_rows)[:, : kind.rows])
+            at += math.prod(shape)
+        return np.concatenate(parts, axis=1)
+
+    def _k_tiles(self, gemm: IntegerGemm) -> int:
+        return -(-gemm.inputs // self.config.array_inputs)
+
+    def _row_tiles(self, gemm: IntegerGemm) -> tuple[int, int]:
+        high, low = self._kinds(gemm)
+        return high.tiles, low.tiles
+
+    def _kinds(self, gemm: IntegerGemm) -> tuple[_Kind, _Kind]:
+        rows_low = gemm.rows - gemm.rows_high
+        return (
+            _Kind(low=False, rows=gemm.rows_high, tile_rows=self.rows_high, tiles=-(-gemm.rows_high // self.rows_high)),
+            _Kind(low=True, rows=rows_low, tile_rows=self.rows_low, tiles=-(-rows_low // self.rows_low)),
+        )
+
+    def _activation_stream(self, gemm: IntegerGemm) -> bytes:
+        """Words of P_k codes: for each k tile, all tokens; on chip once, else for every row tile, in whole beats."""
+        width, k_tiles = self.config.array_inputs, self._k_tiles(gemm)
+        codes = np.zeros((gemm.tokens, k_tiles * width), dtype=np.int8)
+        codes[:, : gemm.inputs] = gemm.activations
+        tiles = codes.reshape(gemm.tokens, k_tiles, width).transpose(1, 0, 2).reshape(k_tiles, -1)
+        if not self.streamed:
+            return tiles.tobytes()
+        padded = _padded(tiles, unit=self.words_per_beat * width)
+        return padded.tobytes() * sum(self._row_tiles(gemm))
+
+    def _weight_stream(self, gemm: IntegerGemm) -> bytes:
+        """For each row tile its parameters, group by group, then its k tiles, input by input; all in whole beats."""
+        width, k_tiles = self.config.array_inputs, self._k_tiles(gemm)
+        beat_bytes = self.config.weight_stream_bits // 8
+        parameters = np.zeros(gemm.rows, dtype=[("bias", "<i4"), ("mantissa", "<u2"), ("shift", "u1")])
+        parameters["bias"], parameters["mantissa"], parameters["shift"] = gemm.bias, gemm.mantissa, gemm.shift
+        stream, first = [], 0
+        for kind in self._kinds(gemm):
+            here, shape = slice(first, first + kind.rows), (kind.tiles, kind.tile_rows)
+            first += kind.rows
+            groups = -(-kind.tile_rows // self.lanes)
+            records = np.zeros((kind.tiles, groups * self.lanes), dtype=parameters.dtype)
+            records[:, : kind.tile_rows] = _padded(parameters[here], unit=kind.tile_rows).reshape(shape)
+            header = records.view(np.uint8).reshape(kind.tiles, groups, PARAMETER_BYTES * self.lanes)
+            codes = np.zeros((kind.tiles * kind.tile_rows, k_tiles * width), dtype=np.int8)
+            codes[: kind.rows, : gemm.inputs] = gemm.weights[here]
+            by_input = codes.reshape(*shape, k_tiles, width).transpose(0, 2, 3, 1)
+            weights = by_input.reshape(kind.tiles, k_tiles, width * kind.tile_rows)
+            parts = (header, _nibbles(weights) if kind.low else weights.view(np.uint8))
+            beats = [_padded(part, unit=beat_bytes) for part in parts]
+            rows = [part.reshape(kind.tiles, part.shape[1] * part.shape[2]) for part in beats]
+            stream.append(np.concatenate(rows, axis=1).tobytes())
+        return b"".join(stream)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    """The rows of one precision, and how many of them each of the row tiles holds."""
+
+    low: bool
+    rows: int
+    tile_rows: int
+    tiles: int
+
+
+def _padded(values: NDArray[Any], *, unit: int) -> NDArray[Any]:
+    """`values` with zeros behind along the last axis, up to a multiple of `unit`."""
+    result = np.zeros((*values.shape[:-1], unit * -(-values.shape[-1] // unit)), dtype=values.dtype)
+    result[..., : values.shape[-1]] = values
+    return result
+
+
+def _nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pairs of 4-bit codes along the last axis, the first one in the lower half of the byte."""
+    pairs = _padded(codes, unit=2).astype(np.uint8) & 15
+    return np.asarray(pairs[..., 0::2] | pairs[..., 1::2] << 4, dtype=np.uint8)
+
+
+def _built(layout: _Layout) -> Path:
+    """The simulation program for these parameters, from the cache or built now."""
+    verilator = _tool("verilator", package="verilator")
+    compiler = _tool("g++", package="g++")
+    _tool("make", package="make")
+    sources = sorted(RTL_FOLDER.glob("*.vlt")) + sorted(RTL_FOLDER.glob("*.sv")) + [RTL_FOLDER / "bench.cpp"]
+    version = _run([verilator, "--version"], what="verilator")
+    digest = hashlib.sha256(repr((version, compiler, layout.parameters)).encode())
+    for source in sources:
+        digest.update(source.name.encode() + source.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
+    program = cache / digest.hexdigest()[:24] / "Vquasar_gemm"
+    if program.exists():
+        return program
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as folder:
+            _build(verilator, sources, layout, Path(folder))
+            whole = Path(folder, "whole")
+            whole.mkdir()
+            Path(folder, program.name).rename(whole / program.name)
+            try:
+                whole.rename(program.parent)
+            except OSError:
+                if not program.exists():  # otherwise another process was faster
+                    raise
+    except OSError as error:
+        raise QuasarError(f"{cache}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
+    return program
+
+
+def _build(verilator: str, sources: Sequence[Path], layout: _Layout, folder: Path) -> None:
+    config = layout.config
+    widths = {
+        "A_BYTES": layout.activation_bits // 8,
+        "W_BYTES": config.weight_stream_bits // 8,
+        "O_BYTES": config.output_stream_bits // 8,
+    }
+    command = [verilator, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal", "--top-module", "quasar_gemm"]
+    # Registers start with random values, so that nothing can lean on an initial zero.
+    command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
+    command += [f"-G{name}={value}" for name, value in layout.parameters.items()]
+    command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in widths.items()), "-Mdir", str(folder)]
+    _run([*command, *map(str, sources)], what="the build of the simulation")
+
+
+def _tool(name: str, *, package: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise UsageError(f"'{name}' is not installed, and simulation needs it; apt-get install {package}")
+    return path
+
+
+def _run(command: Sequence[str], *, what: str) -> str:
+    """Standard output of a program; raises `QuasarError` with its last line if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        problem = next((line for line in lines if line.startswith("%Error") or "error:" in line), lines[-1])
+        raise QuasarError(f"{what} failed with status {done.returncode}: {problem.strip()}")
+    return done.stdout

@@ -1,0 +1,247 @@
+"""The RTL in simulation: outputs against the integer reference, cycles against the closed form, both without exception.
+
+The first run builds the engines, into the user's cache (see `hwmodel.simulate`); later runs find them there.
+"""
+
+import math
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import hwmodel.simulate
+from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.errors import QuasarError, UsageError
+from hwmodel.integer import IntegerGemm
+from hwmodel.simulate import SimulationJob, simulate
+
+needs_tools = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in ("verilator", "g++", "make")),
+    reason="verilator, g++ and make simulate the RTL; apt-get install verilator g++ make",
+)
+
+SMALL = {"array_rows": 4, "array_inputs": 4, "widths": (40, 32, 48), "max_tokens": 64}
+
+
+def engine(backend, activations, *, array_rows, array_inputs, widths, max_tokens):
+    weights, streamed, outputs = widths
+    return AcceleratorConfig(
+        array_rows=array_rows,
+        array_inputs=array_inputs,
+        backend=backend,
+        clock_mhz=150,
+        weight_stream_bits=weights,
+        activation_stream_bits=streamed,
+        output_stream_bits=outputs,
+        activations=activations,
+        activation_buffer_bytes=max(2, 2 * max_tokens * array_inputs),
+        max_tokens=max_tokens,
+        vector_lanes=1,
+    )
+
+
+def random_jobs(config, count, *, seed):
+    """Products of all kinds: short and long, one row, one kind or two, a quarter of them with pausing streams."""
+    rng = np.random.default_rng(seed)
+    most_words = 2 * config.max_tokens
+    jobs = []
+    for index in range(count):
+        short = index % 3 == 0
+        tokens = int(rng.integers(1, min(6, config.max_tokens) + 1 if short else config.max_tokens + 1))
+        k_tiles = min(6, most_words // tokens)
+        inputs = int(rng.integers(1, k_tiles * config.array_inputs + 1))
+        rows = 1 if index % 5 == 0 else int(rng.integers(1, 12 * config.array_rows + 1))
+        rows_high = math.ceil(rng.choice([0, 0.25, 0.5, 0.75, 1, rng.random()]) * rows)
+        gemm = IntegerGemm.random(
+            rng,
+            tokens=tokens,
+            inputs=inputs,
+            rows_high=rows_high,
+            rows_low=rows - rows_high,
+            table=index % 2 == 0,
+            least=-127 - index % 2,
+        )
+        stall = float(rng.uniform(0.05, 0.9)) if index % 4 == 3 else 0.0
+        reset_after = int(rng.integers(1, 300)) if index % 7 == 0 else None
+        jobs.append(SimulationJob(gemm=gemm, stall=stall, seed=index, reset_after=reset_after))
+    return jobs
+
+
+def differing(jobs, results):
+    """Products whose outputs differ, whose cycles differ without stalls, or that gained from stalls."""
+    return [
+        (job.gemm.tokens, job.gemm.inputs, job.gemm.rows_high, job.gemm.rows, job.stall, result)
+        for job, result in zip(jobs, results, strict=True)
+        if result.mismatching_outputs
+        or (not job.stall and result.simulated_cycles != result.predicted_cycles)
+        or result.simulated_cycles < result.predicted_cycles
+    ]
+
+
+@needs_tools
+@pytest.mark.parametrize("activations", ["onchip", "ddr"])
+@pytest.mark.parametrize("backend", ["dual", "atomic"])
+def test_random_products(backend, activations):
+    config = engine(backend, activations, **SMALL)
+    jobs = random_jobs(config, 60, seed=1)
+    assert differing(jobs, simulate(config, jobs)) == []
+
+
+@needs_tools
+@pytest.mark.parametrize("backend", ["dual", "atomic"])
+def test_largest_operands_of_attention(backend):
+    """Both operands are activations, so that -128 meets -128, and every sum has the same sign."""
+    config = engine(backend, "onchip", **SMALL)
+    gemm = IntegerGemm(
+        activations=np.full((5, 16), -128, dtype=np.int8),
+        weights=np.tile(np.array([[-128], [127], [-127]], dtype=np.int8), (3, 16)),
+        rows_high=9,
+        bias=np.zeros(9, dtype=np.int32),
+        mantissa=np.full(9, 2**15),
+        shift=np.full(9, 15 + 12),
+    )
+    (result,) = simulate(config, [SimulationJob(gemm=gemm)])
+    assert result.mismatching_outputs == 0
+    assert result.outputs == 45
+    assert result.predicted_cycles == result.simulated_cycles
+
+
+@needs_tools
+def test_extreme_requantization():
+    config = engine("atomic", "onchip", **SMALL)
+    shifts = np.array([1, 2, 15, 31, 46, 47] * 4)
+    gemm = IntegerGemm(
+        activations=np.array([[1]], dtype=np.int8),
+        weights=np.zeros((24, 1), dtype=np.int8),
+        rows_high=0,
+        bias=np.repeat(np.array([2**31 - 1, -(2**31), 1, -1], dtype=np.int32), 6),
+        mantissa=np.tile([2**15, 2**16 - 1], 12),
+        shift=shifts,
+    )
+    assert simulate(config, [SimulationJob(gemm=gemm)])[0].mismatching_outputs == 0
+
+
+@needs_tools
+def test_a_cycle_cap_ends_a_simulation():
+    config = engine("atomic", "onchip", **SMALL)
+    gemm = IntegerGemm.random(np.random.default_rng(0), tokens=9, inputs=9, rows_high=9, rows_low=0)
+    with pytest.raises(QuasarError, match="product 1 is not done after 20 cycles; raise its cycle cap"):
+        simulate(config, [SimulationJob(gemm=gemm), SimulationJob(gemm=gemm, cycle_cap=20)])
+
+
+@needs_tools
+def test_an_engine_is_built_once(monkeypatch):
+    config = engine("atomic", "onchip", **SMALL)
+    job = SimulationJob(gemm=IntegerGemm.random(np.random.default_rng(0), tokens=3, inputs=3, rows_high=3, rows_low=3))
+    results = simulate(config, [job])
+    monkeypatch.delattr(hwmodel.simulate, "_build")
+    assert simulate(config, [job, job]) == results * 2
+
+
+@needs_tools
+@pytest.mark.parametrize(("array", "widths"), [((8, 8), (64, 64, 64)), ((3, 5), (24, 8, 40)), ((1, 1), (8, 32, 8))])
+@pytest.mark.parametrize("backend", [0, 1])
+def test_lint(backend, array, widths):
+    names = ("BACKEND", "P_M", "P_K", "PW", "PA", "PO")
+    values = [f"-G{name}={value}" for name, value in zip(names, (backend, *array, *widths), strict=True)]
+    folder = hwmodel.simulate.RTL_FOLDER
+    command = ["verilator", "--lint-only", "-Wall", "--top-module", "quasar_gemm", *values, folder / "waivers.vlt"]
+    lint = subprocess.run([*command, *sorted(folder.glob("*.sv"))], capture_output=True, text=True, check=False)
+    assert lint.stderr == ""
+    assert lint.returncode == 0
+
+
+@pytest.mark.parametrize("tool", ["verilator", "g++", "make"])
+def test_missing_tools(tool, monkeypatch):
+    monkeypatch.setattr(hwmodel.simulate.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
+    gemm = IntegerGemm.random(np.random.default_rng(0), tokens=1, inputs=1, rows_high=1, rows_low=0)
+    with pytest.raises(UsageError, match=rf"'{tool.replace('+', '.')}' is not installed.*apt-get install"):
+        simulate(engine("dual", "onchip", **SMALL), [SimulationJob(gemm=gemm)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "message"),
+    [
+        ({"array_rows": 64, "array_inputs": 32}, (1, 1), "64 x 32 is too large to simulate; use at most 1024 DSPs"),
+        ({"widths": (40, 24, 48)}, (1, 1), "activation_stream_bits 24 must divide 32 .* or be a power of two times"),
+        ({"widths": (40, 96, 48)}, (1, 1), "activation_stream_bits 96 must divide 32 .* or be a power of two times"),
+        ({}, (65, 1), "65 tokens exceed max_tokens 64"),
+    ],
+)
+def test_what_does_not_fit_the_engine(changes, sizes, message):
+    tokens, inputs = sizes
+    gemm = IntegerGemm.random(np.random.default_rng(0), tokens=tokens, inputs=inputs, rows_high=1, rows_low=0)
+    with pytest.raises(UsageError, match=message):
+        simulate(engine("dual", "ddr", **SMALL | changes), [SimulationJob(gemm=gemm)])
+
+
+def test_activations_beyond_the_buffer():
+    gemm = IntegerGemm.random(np.random.default_rng(0), tokens=64, inputs=9, rows_high=1, rows_low=0)
+    with pytest.raises(UsageError, match="64 x 9 take 768 bytes on chip, activation_buffer_bytes is 512"):
+        simulate(engine("dual", "onchip", **SMALL), [SimulationJob(gemm=gemm)])
+
+
+@pytest.mark.parametrize("values", [{"stall": 1.0}, {"stall": -0.1}, {"seed": -1}, {"cycle_cap": 0}])
+def test_bad_jobs(values):
+    gemm = IntegerGemm.random(np.random.default_rng(0), tokens=1, inputs=1, rows_high=1, rows_low=0)
+    with pytest.raises(UsageError, match=f"{next(iter(values))} must be"):
+        SimulationJob(gemm=gemm, **values)
+
+
+SWEEP = [
+    # array, bits per cycle of weights, activations and outputs, most tokens
+    ("dual", "onchip", (8, 8), (64, 64, 64), 96),
+    ("dual", "ddr", (8, 8), (512, 256, 8), 96),
+    ("dual", "ddr", (8, 16), (128, 16, 64), 96),
+    ("dual", "onchip", (16, 16), (128, 128, 128), 200),
+    ("dual", "ddr", (32, 32), (256, 256, 256), 64),
+    ("dual", "ddr", (3, 5), (24, 8, 40), 20),
+    ("atomic", "onchip", (8, 8), (1024, 64, 8), 96),
+    ("atomic", "ddr", (8, 8), (64, 32, 256), 96),
+    ("atomic", "ddr", (8, 16), (32, 512, 64), 96),
+    ("atomic", "onchip", (16, 16), (128, 128, 128), 200),
+    ("atomic", "onchip", (32, 32), (256, 256, 128), 64),
+    ("atomic", "ddr", (2, 7), (512, 448, 1024), 9),
+    ("atomic", "onchip", (1, 1), (8, 8, 8), 1),
+]
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "activations", "array", "widths", "max_tokens"), SWEEP)
+def test_sweep_of_engines(backend, activations, array, widths, max_tokens):
+    rows, inputs = array
+    config = engine(backend, activations, array_rows=rows, array_inputs=inputs, widths=widths, max_tokens=max_tokens)
+    jobs = random_jobs(config, 60, seed=2)
+    assert differing(jobs, simulate(config, jobs)) == []
+
+
+MUTATIONS = {
+    "rounding": ("quasar_requant.sv", "(50'sd1 <<< (shift3 - 6'd1))", "50'sd0"),
+    "borrow between fields": ("quasar_dsp_dual.sv", "+ 11'(p[10])", "+ 11'd0"),
+    "wait for the drain": ("quasar_gemm.sv", "!(tile_last && finished_busy)", "!(tile_last && 1'b0)"),
+    "pace of the sums": ("quasar_gemm.sv", "gap <= start && last_token", "gap <= 1'b0"),
+    "a register more": ("quasar_drain.sv", "STAGES = 9", "STAGES = 10"),
+}
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_mistakes_in_the_rtl_are_found(what, monkeypatch, tmp_path):
+    name, right, wrong = MUTATIONS[what]
+    folder = tmp_path / "rtl"
+    shutil.copytree(hwmodel.simulate.RTL_FOLDER, folder)
+    text = (folder / name).read_text()
+    assert text.count(right) == 1
+    (folder / name).write_text(text.replace(right, wrong))
+    monkeypatch.setattr(hwmodel.simulate, "RTL_FOLDER", folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = engine("dual", "onchip", array_rows=2, array_inputs=2, widths=(256, 16, 16), max_tokens=16)
+    jobs = random_jobs(config, 40, seed=3)
+    try:
+        found = bool(differing(jobs, simulate(config, jobs)))
+    except QuasarError as error:
+        found = "broke the protocol of a stream" in str(error)
+    assert found
