@@ -136,6 +136,14 @@ class AcceleratorConfig:
         return AcceleratorConfig(**values)
 
 
+def parse_array(text: str) -> tuple[int, int]:
+    """Rows and inputs of an array such as "32x32"; raises `UsageError` for another form."""
+    rows, _, inputs = text.lower().partition("x")
+    if not (rows.isdecimal() and inputs.isdecimal() and int(rows) and int(inputs)):
+        raise UsageError(f"an array must look like 32x32, not '{text}'")
+    return int(rows), int(inputs)
+
+
 def _check_whole(key: str, value: object, *, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise UsageError(f"{key} must be a whole number from 1 to {most}, not {value!r}")

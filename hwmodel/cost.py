@@ -107,7 +107,7 @@ class FpgaCostModel:
     def __init__(self, device: Device, accelerator: AcceleratorConfig) -> None:
         self.device = device
         self.accelerator = accelerator
-        self.resources = resources_of(accelerator)
+        self.resources = resources_of(accelerator, device.calibration)
         self._columns = AcceleratorColumns.one(accelerator)
 
     def estimate_many(self, population: Population) -> CostBatch:

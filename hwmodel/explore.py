@@ -92,7 +92,7 @@ def explore(
             accelerator=fitting[i],
             cycles=tuple(int(c) for c in cycles[i]),
             latency_ms=float(cycles[i].sum() / (clock * 1e3)),
-            resources=resources_of(fitting[i]),
+            resources=resources_of(fitting[i], device.calibration),
         )
         for i in order[:limit]
     )
@@ -142,6 +142,10 @@ def _grid(
         ]
     )
     widths = [2**n * device.port_bits for n in range(device.hp_ports.bit_length())]
+    # A slow memory cannot fill a port for each stream: those take a part of one.
+    sustained = 8000 * device.ddr_gb_per_s * device.ddr_efficiency
+    while widths[0] % 16 == 0 and (1 if activations == "onchip" else 3) * widths[0] * clock_mhz > sustained:
+        widths.insert(0, widths[0] // 2)
     # On chip the array reads its own width from the activation buffer, whatever this stream's width.
     streams = (
         list(itertools.product(widths, widths[:1], ONCHIP_DRAIN_BITS))

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files that are either whole or absent (written beside their place, flushed to disk, renamed), and logs that grow."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, which is made if there is none; a kill or a full disk may leave a part of the line.
+
+    Raises:
+        QuasarError: the system refused (no space, no permission).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise QuasarError(f"{path}: cannot be written: {error.strerror or error}; what it held is kept") from error

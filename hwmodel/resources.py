@@ -1,7 +1,7 @@
 """What an accelerator takes of a device, term by term, and what the device allows.
 
 DSP and block RAM counts follow from the structure below. LUT and FF are ESTIMATES: sums of per-part figures that
-placement and routing will change.
+placement and routing will change, unless the device carries a calibration: then each is multiplied by its factor.
 
     array               P_m * P_k DSPs; both weight buffers sit in their registers and in flip-flops beside them
     requantization      PO / 8 lanes, one output code each; acc * mantissa is 32 x 16 bits, so 2 DSPs a lane
@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig, FloatLike, IntLike
 from hwmodel.cycles import ceil_div
-from hwmodel.device import Device
+from hwmodel.device import Calibration, Device, ResourceFit
+from hwmodel.errors import DamagedInputError
+from hwmodel.registry import unknown_name
 
 BRAM18_SHAPES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))
 LUTRAM_BELOW_BITS = 1024
@@ -150,28 +152,28 @@ def resource_terms(accelerator: AcceleratorColumns) -> tuple[ResourceTerm, ...]:
     )
 
 
-def total(accelerator: AcceleratorColumns) -> ResourceTerm:
-    """The sum of all parts."""
+def total(accelerator: AcceleratorColumns, calibration: Calibration | None = None) -> ResourceTerm:
+    """The sum of all parts; with a calibration, LUT and FF are corrected by it and rounded to whole numbers."""
     terms = resource_terms(accelerator)
     return ResourceTerm(
         name="total",
         source="sum of all parts",
         dsp=sum((term.dsp for term in terms), 0),
         bram18=sum((term.bram18 for term in terms), 0),
-        lut=sum((term.lut for term in terms), 0),
-        ff=sum((term.ff for term in terms), 0),
+        lut=_corrected({term.name: term.lut for term in terms}, calibration.lut if calibration else None),
+        ff=_corrected({term.name: term.ff for term in terms}, calibration.ff if calibration else None),
     )
 
 
-def resources_of(config: AcceleratorConfig) -> Resources:
+def resources_of(config: AcceleratorConfig, calibration: Calibration | None = None) -> Resources:
     """What one accelerator takes in total."""
-    sums = total(AcceleratorColumns.one(config))
+    sums = total(AcceleratorColumns.one(config), calibration)
     return Resources(dsp=int(sums.dsp), bram18=int(sums.bram18), lut=int(sums.lut), ff=int(sums.ff))
 
 
 def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ...]:
     """All that `device` limits: resources, memory bandwidth, memory ports and clock."""
-    sums = total(accelerator)
+    sums = total(accelerator, device.calibration)
     streams = accelerator.weight_stream_bits + accelerator.ddr_activations * (
         accelerator.activation_stream_bits + accelerator.output_stream_bits
     )
@@ -201,6 +203,17 @@ def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ..
             why=f"the most that {device.name} supports",
         ),
     )
+
+
+def _corrected(amounts: Mapping[str, IntLike], fit: ResourceFit | None) -> IntLike:
+    if fit is None:
+        return sum(amounts.values(), 0)
+    for part in fit.factors:
+        if part not in amounts:
+            raise DamagedInputError(f"calibration: {unknown_name('part', part, amounts)}")
+    factors = {part: factor.value for part, factor in fit.factors.items()}
+    exact = sum((factors.get(part, 1.0) * amount for part, amount in amounts.items()), 0.0)
+    return np.asarray(np.rint(exact), dtype=np.int64)
 
 
 def _resource(name: str, used: IntLike, available: int, share: float) -> Demand:

@@ -11,7 +11,12 @@ from hwmodel.errors import UsageError
 from quasar.command import Debug, Json, command
 
 if TYPE_CHECKING:
+    from hwmodel.accelerator import AcceleratorConfig
+    from hwmodel.roofline import Roofline
     from hwmodel.workload import Workload
+
+DEVICE_KEYS = ("title", "part", "memory", "dsp", "bram18", "lut", "ff", "uram", "clock_mhz")
+PLOT_SUFFIXES = (".png", ".svg")
 
 hw_app = typer.Typer(name="hw", help="Devices, costs and accelerators.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -32,14 +37,14 @@ def devices(*, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
 
     known = {name: load_device(name) for name in device_names()}
     if not as_json:
-        print(f"{'name':12} {'DSP':>6} {'BRAM18':>7} {'LUT':>9} {'FF':>9} {'MHz':>5} {'DDR GB/s':>9}  board")
+        print(f"{'name':12} {'DSP':>6} {'BRAM18':>7} {'LUT':>9} {'FF':>9} {'MHz':>5} {'GB/s':>6} {'memory':11}  board")
         for name, d in known.items():
             print(
                 f"{name:12} {d.dsp:6,} {d.bram18:7,} {d.lut:9,} {d.ff:9,} {d.clock_mhz:5g} "
-                f"{d.ddr_gb_per_s * d.ddr_efficiency:9.1f}  {d.title}"
+                f"{d.ddr_gb_per_s * d.ddr_efficiency:6.1f} {d.memory:11}  {d.title}"
             )
     return {
-        name: {key: getattr(d, key) for key in ("title", "part", "dsp", "bram18", "lut", "ff", "uram", "clock_mhz")}
+        name: {key: getattr(d, key) for key in DEVICE_KEYS} | {"gb_per_s": d.ddr_gb_per_s * d.ddr_efficiency}
         for name, d in known.items()
     }
 
@@ -55,6 +60,7 @@ def estimate(
     clock_mhz: Clock = None,
     activations: Activations = "onchip",
     ratio: Ratio = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="Write a roofline of the layers there: .png or .svg.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -62,7 +68,10 @@ def estimate(
     from hwmodel.cost import FpgaCostModel
     from hwmodel.device import load_device
     from hwmodel.explore import best_accelerator
+    from hwmodel.roofline import roofline
 
+    if plot is not None and plot.suffix not in PLOT_SUFFIXES:
+        raise UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, not '{plot.name}'")
     target = load_device(device)
     workload = _workload(what, ratio)
     accelerator = best_accelerator(
@@ -74,11 +83,22 @@ def estimate(
         activations=activations,
     )
     cost = FpgaCostModel(target, accelerator).estimate(workload)
+    if plot is not None:
+        title = f"{Path(what).name} on {target.name}: array {accelerator.array_rows}x{accelerator.array_inputs} "
+        title += f"{accelerator.backend} at {accelerator.clock_mhz:g} MHz, {cost.latency_ms:.4g} ms"
+        _plot_roofline(plot, roofline(workload, cost, accelerator, target), title)
     if not as_json:
         from quasar import summary
 
         summary.print_cost(cost, accelerator, target)
-    return {"device": target.name, "accelerator": accelerator.to_dict(), **cost.to_dict()}
+        if plot is not None:
+            print(f"roofline: {plot}")
+    return {
+        "device": target.name,
+        "accelerator": accelerator.to_dict(),
+        **cost.to_dict(),
+        "plot": None if plot is None else str(plot),
+    }
 
 
 @hw_app.command()
@@ -131,6 +151,115 @@ def explore(
     }
 
 
+@hw_app.command()
+@command
+def calibrate(
+    reports: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="REPORT...", help="Vivado reports of one design: utilization, timing."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Device file to write, for example my-zcu102.yaml.")],
+    device: DeviceName = "zcu102",
+    array: Array = None,
+    backend: BackendName = None,
+    accelerator: Annotated[
+        Path | None, typer.Option(help="JSON of 'quasar hw estimate --json' or cost.json of a bundle: its accelerator.")
+    ] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Parts that the design holds, by commas, for example array,control; else all.")
+    ] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="The engine's clock in the timing report, if it has several.")
+    ] = None,
+    designs: Annotated[
+        Path | None, typer.Option(help="YAML list of several designs, each with reports, array and backend.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Correct the estimates of LUT, FF and clock by Vivado reports, and write a device file with the corrections."""
+    from dataclasses import asdict
+
+    from hwmodel import calibrate as calibration
+    from hwmodel.device import load_device
+
+    calibration.check_overlay_path(out, overwrite=overwrite)
+    target = load_device(device)
+    if designs is not None:
+        if reports or array or backend or accelerator or parts or clock:
+            raise UsageError(
+                "--designs lists reports and configurations itself; give nothing else but --device and --out"
+            )
+        listed = calibration.read_designs(designs, target)
+    else:
+        if not reports:
+            raise UsageError("give the Vivado reports of a design, or --designs with a list of them")
+        config = _accelerator(array, backend, accelerator)
+        names = [part.strip() for part in parts.split(",")] if parts else None
+        listed = [calibration.design_of(reports, config, target, parts=names, clock=clock)]
+    result = calibration.calibrate(listed, target)
+    calibration.write_overlay(out, result, base=device, device=target, overwrite=overwrite)
+    if not as_json:
+        from quasar import summary
+
+        if accelerator is None and designs is None:
+            kept = ("weight_stream_bits", "output_stream_bits", "max_tokens", "activation_buffer_bytes", "vector_lanes")
+            print(f"assumed: {', '.join(f'{key} {getattr(config, key)}' for key in kept)}; else give --accelerator")
+        summary.print_calibration(result, target)
+        print(f"wrote {out}; give it as --device {out}")
+    return {
+        "device": str(out),
+        "base": target.name,
+        "lut": asdict(result.lut),
+        "ff": asdict(result.ff),
+        "clock_mhz": result.clock_mhz,
+        "clock_error_mhz": result.clock_error_mhz,
+    }
+
+
+def _accelerator(array: str | None, backend: str | None, path: Path | None) -> AcceleratorConfig:
+    """The configuration of a design: from a file, or from its shape and backend with the RTL's defaults."""
+    from hwmodel.accelerator import AcceleratorConfig
+    from hwmodel.calibrate import design_config
+
+    if path is None:
+        shape = _array(array)
+        if shape is None or backend is None:
+            raise UsageError("give --array and --backend of the design, or --accelerator")
+        return design_config(array=shape, backend=backend)
+    if array or backend:
+        raise UsageError("--accelerator says array and backend itself; leave out --array and --backend")
+    import json
+
+    from hwmodel.errors import DamagedInputError
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"accelerator file '{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedInputError(f"{path}: not JSON; write it with 'quasar hw estimate --json'") from error
+    if not isinstance(document, dict) or not isinstance(document.get("accelerator"), dict):
+        raise DamagedInputError(f"{path}: has no key 'accelerator'; write it with 'quasar hw estimate --json'")
+    try:
+        return AcceleratorConfig.from_dict(document["accelerator"])
+    except UsageError as error:
+        raise DamagedInputError(f"{path}: {error}") from error
+
+
+def _plot_roofline(path: Path, data: Roofline, title: str) -> None:
+    import io
+
+    from hwmodel.files import write_atomic
+    from quasar.figures import roofline_figure
+
+    picture = io.BytesIO()
+    roofline_figure(data, title=title).savefig(picture, format=path.suffix[1:], dpi=150, facecolor="white")
+    write_atomic(path, picture.getvalue())
+
+
 def _workload(what: str, ratio: float) -> Workload:
     from supernet.lowering import lower
     from supernet.subnet import Subnet
@@ -148,9 +277,6 @@ def _workload(what: str, ratio: float) -> Workload:
 
 
 def _array(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    rows, _, inputs = text.lower().partition("x")
-    if not (rows.isdecimal() and inputs.isdecimal() and int(rows) and int(inputs)):
-        raise UsageError(f"--array must look like 32x32, not '{text}'")
-    return int(rows), int(inputs)
+    from hwmodel.accelerator import parse_array
+
+    return None if text is None else parse_array(text)

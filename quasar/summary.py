@@ -1,22 +1,27 @@
-"""What the commands print for people: tables and the next command to try."""
+"""What the commands print for people: tables and the next command to try.
+
+`quasar hw` prints by it too, so that it must load without torch.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.accelerator import BACKENDS, AcceleratorConfig
+from hwmodel.calibrate import Result
 from hwmodel.cost import CostEstimate
 from hwmodel.device import Device
-from quasar.export.bundle import ONNX, WEIGHTS
-from quasar.pipeline import target_folder
-from quasar.run_folder import RunFolder
-from supernet.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from quasar.run_folder import RunFolder
+    from supernet.evaluate import Evaluation
 
 
 def _console() -> Console:
@@ -34,6 +39,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     """The chosen subnet of each target; `bundles` maps the folder names of targets to their bundles."""
+    from quasar.pipeline import target_folder
+
     table = _table(
         "target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", "validation", "test", *(("files",) if bundles else ())
     )
@@ -71,6 +78,8 @@ def target_label(target: Mapping[str, Any]) -> str:
 
 
 def _sizes(bundle: Path) -> str:
+    from quasar.export.bundle import ONNX, WEIGHTS
+
     names = {"weights": WEIGHTS, "ONNX": ONNX}
     return ", ".join(f"{name} {(bundle / file).stat().st_size / 1024:.0f} KiB" for name, file in names.items())
 
@@ -110,14 +119,21 @@ def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:
 def print_cost(cost: CostEstimate, accelerator: AcceleratorConfig, device: Device) -> None:
     """Latency by layer type and resources beside the device's."""
     kinds: dict[str, list[int]] = {}
+    bounds: dict[str, Counter[str]] = {}
     for layer in cost.layers:
+        bounds.setdefault(layer.kind, Counter())[layer.bound] += layer.cycles
         cycles_macs_bytes = kinds.setdefault(layer.kind, [0, 0, 0])
         for index, value in enumerate((layer.cycles, layer.macs, layer.weight_bytes)):
             cycles_macs_bytes[index] += value
-    table = _table("layer type", "cycles", "share", "MMAC", "weights KiB")
+    table = _table("layer type", "cycles", "share", "MMAC", "weights KiB", "bound by")
     for kind, (cycles, macs, weight_bytes) in sorted(kinds.items(), key=lambda item: -item[1][0]):
         table.add_row(
-            kind, f"{cycles:,}", f"{cycles / cost.cycles:.1%}", f"{macs / 1e6:,.2f}", f"{weight_bytes / 1024:,.1f}"
+            kind,
+            f"{cycles:,}",
+            f"{cycles / cost.cycles:.1%}",
+            f"{macs / 1e6:,.2f}",
+            f"{weight_bytes / 1024:,.1f}",
+            ", ".join(bound for bound, _ in bounds[kind].most_common()),
         )
     console = _console()
     console.print(table)
@@ -126,9 +142,76 @@ def print_cost(cost: CostEstimate, accelerator: AcceleratorConfig, device: Devic
         f"{cost.latency_ms:.4g} ms  {cost.fps:,.1f} FPS  {cost.cycles:,} cycles at {a.clock_mhz:g} MHz\n"
         f"array {a.array_rows}x{a.array_inputs} {a.backend}, activations {a.activations}\n"
         f"DSP {r.dsp:,} of {device.dsp:,}   BRAM18 {r.bram18:,} of {device.bram18:,}   "
-        f"LUT {r.lut:,} of {device.lut:,} (estimate)   FF {r.ff:,} of {device.ff:,} (estimate)\n"
+        f"LUT {r.lut:,} of {device.lut:,} ({_basis(device, 'lut')})   "
+        f"FF {r.ff:,} of {device.ff:,} ({_basis(device, 'ff')})\n"
         f"energy {cost.energy_mj:.3g} mJ (estimate)",
         highlight=False,
     )
     for violation in cost.violations:
         console.print(f"over the limit: {violation}", highlight=False)
+
+
+def _basis(device: Device, resource: str) -> str:
+    """What a count of LUT or FF rests on."""
+    if device.calibration is None:
+        return "estimate"
+    error = getattr(device.calibration, resource).error_percent
+    return "calibrated, one design" if error is None else f"calibrated, ± {error:.1f} %"
+
+
+def _signed(percent: float) -> str:
+    return f"{round(percent, 1) + 0.0:+.1f} %"  # the sum turns -0.0 into 0.0
+
+
+def print_calibration(result: Result, device: Device) -> None:
+    """What each report counts beside the model, without and with the corrections, and the corrections."""
+    table = _table(
+        "design", "LUT", "before", "after", "FF", "before", "after", "DSP", "model", "BRAM18", "model", "MHz"
+    )
+    notes = []
+    for index, design in enumerate(result.designs):
+        u, t = design.utilization, design.timing
+        dsp, bram18 = (sum(design.estimates(resource).values()) for resource in ("dsp", "bram18"))
+        table.add_row(
+            design.label,
+            f"{u.lut:,}",
+            _signed(result.lut.before_percent[index]),
+            _signed(result.lut.after_percent[index]),
+            f"{u.ff:,}",
+            _signed(result.ff.before_percent[index]),
+            _signed(result.ff.after_percent[index]),
+            f"{u.dsp:,}",
+            f"{dsp:,}",
+            f"{u.bram18:,}",
+            f"{bram18:,}",
+            f"{t.clock_mhz:.1f}" if t else "-",
+        )
+        if abs(dsp - u.dsp) > 0.05 * dsp:
+            notes.append(
+                f"{design.label}: {u.dsp:,} DSPs reported, {dsp:,} by the model: is it the same configuration?"
+            )
+        if u.state != "Routed":
+            notes.append(f"{u.path}: design state {u.state}, not Routed: counts before routing are estimates of Vivado")
+    backends = {design.accelerator.backend for design in result.designs}
+    if len(backends) < len(BACKENDS):
+        notes.append(f"all designs are {', '.join(backends)}: for the other backend the corrections are a guess")
+    console = _console()
+    console.print(table)
+    for resource, fitted in (("LUT", result.lut), ("FF", result.ff)):
+        error = fitted.fit.error_percent
+        bar = "error unknown from one design" if error is None else f"designs within ± {error:.1f} %"
+        console.print(f"{resource}: {fitted.method}, {bar}", highlight=False)
+        factors: dict[tuple[float, float | None], list[str]] = {}
+        for part, factor in fitted.fit.factors.items():
+            factors.setdefault((factor.value, factor.error), []).append(part)
+        for (value, error), parts in factors.items():
+            bar = "" if error is None else f" ± {error:.3f}"
+            console.print(f"  x {value:.3f}{bar}  {', '.join(parts)}", highlight=False)
+    if result.clock_mhz is None:
+        console.print(f"clock: no timing report, {device.clock_mhz:g} MHz stays", highlight=False)
+    else:
+        error = result.clock_error_mhz
+        bar = "" if error is None else f", designs spread by {error:.1f} MHz"
+        console.print(f"clock: {result.clock_mhz:g} MHz instead of {device.clock_mhz:g}{bar}", highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel.cost import FpgaCostModel
+from hwmodel.device import load_device
 from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.explore import best_accelerator, explore
 
@@ -91,3 +92,11 @@ def test_an_array_that_does_not_fit_names_every_limit(deit, zcu102):
 def test_impossible_arguments(deit, zcu102, arguments, problem):
     with pytest.raises(UsageError, match=problem):
         explore(**{"workloads": [deit(depth=1)], "device": zcu102, **arguments})
+
+
+def test_streams_of_a_slow_memory_are_narrower_than_its_ports(deit):
+    device = load_device("ultra96v2")
+    best = best_accelerator([deit(depth=1)], device, activations="ddr")
+    widths = (best.weight_stream_bits, best.activation_stream_bits, best.output_stream_bits)
+    assert min(widths) < device.port_bits
+    assert sum(widths) * device.clock_mhz / 8000 <= device.ddr_gb_per_s * device.ddr_efficiency
