@@ -59,9 +59,12 @@ def run_command(
     from quasar import pipeline, summary
 
     pipeline.check_names(settings)
-    pipeline.check_targets(settings)  # what cannot be met is said before hours of training
+    # What cannot work is said before hours of training, and before a folder is made or cleared.
+    pipeline.check_targets(settings)
+    pipeline.set_up_torch(settings)
+    splits = pipeline.open_splits(settings)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
-        pipeline.train_stage(run, settings)
+        pipeline.train_stage(run, settings, splits)
         if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
             pipeline.search_stage(run, settings)
         front = run.read_front()
@@ -95,8 +98,10 @@ def train(
 
     pipeline.check_names(settings)
     pipeline.check_targets(settings)
+    pipeline.set_up_torch(settings)
+    splits = pipeline.open_splits(settings)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
-        probes = pipeline.train_stage(run, settings)
+        probes = pipeline.train_stage(run, settings, splits)
     if not as_json:
         summary.print_probes(probes)
         print(f"next: quasar search {run.path}")
@@ -115,17 +120,16 @@ def search(
     debug: Debug = False,
 ) -> dict[str, Any]:
     """Search the trained supernet of a run; search.* and hardware.* may be overridden."""
-    from quasar.config import load_config
     from quasar.run_folder import RunFolder
 
     folder = RunFolder(run)
-    settings = load_config(run, overrides or ())
+    settings = folder.config(overrides or ())
     from quasar import pipeline, summary
 
     pipeline.check_names(settings)
     with folder.locked():
-        pipeline.prepare_search(folder, settings, resume=resume, overwrite=overwrite)
-        front = pipeline.search_stage(folder, settings)
+        pipeline.check_search(folder, settings, resume=resume, overwrite=overwrite)
+        front = pipeline.search_stage(folder, settings, overwrite=overwrite)
     if not as_json:
         summary.print_front(front, {})
         print(f"next: quasar export {run}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -32,19 +33,23 @@ def command(function: Callable[P, Any]) -> Callable[P, None]:
         as_json, debug = bool(kwargs.get("as_json")), bool(kwargs.get("debug"))
         try:
             document = function(*args, **kwargs)
+            if as_json:
+                print(json.dumps(document))
+            sys.stdout.flush()  # what stdout refuses is to be noticed here, not at exit
         except QuasarError as error:
             if debug:
                 traceback.print_exc()
             fail(str(error), error.exit_code, as_json=as_json)
         except KeyboardInterrupt:
-            fail("interrupted; what was finished is kept, continue with --resume", INTERRUPTED, as_json=as_json)
+            kept = "; what was finished is kept, continue with --resume" if "resume" in kwargs else ""
+            fail(f"interrupted{kept}", INTERRUPTED, as_json=as_json)
+        except BrokenPipeError:
+            raise  # whoever read stdout has seen enough, as `| head` does; typer ends quietly
         except OSError as error:
             # A full disk or a vanished folder is no bug of ours; anything else shows its traceback.
             if debug:
                 traceback.print_exc()
             fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, as_json=as_json)
-        if as_json:
-            print(json.dumps(document))
 
     return run
 
@@ -53,5 +58,6 @@ def fail(message: str, code: int, *, as_json: bool) -> NoReturn:
     """Ends the program with one line on stderr (and, for scripts, as JSON on stdout)."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        with contextlib.suppress(OSError):  # stdout may be what failed
+            print(json.dumps({"error": message, "exit_code": code}), flush=True)
     raise typer.Exit(code)

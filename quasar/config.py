@@ -45,10 +45,10 @@ class RunConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
+        if self.name in ("", "..") or Path(self.name).name != self.name:
             raise UsageError(f"name must be a plain folder name, not '{self.name}'")
-        if self.seed < 0:
-            raise UsageError(f"seed must not be negative, but is {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed must lie in 0..2^63-1, not {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1 or null, not {self.threads}")
 
@@ -79,11 +79,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = read_yaml(file, what="configuration file")
     if data is None:
         data = {}
-    if path.is_dir() and isinstance(data, dict):
-        # A run folder may have been moved, or be named from another working directory: it is where it is.
-        data |= {"output_dir": str(path.parent), "name": path.name or path.resolve().name}
-    for override in overrides:
-        apply_override(data, override)
+    if isinstance(data, dict):
+        if path.is_dir():
+            # A run folder may have been moved, or be named from another working directory: it is where it is.
+            place = path.resolve() if path.name in ("", "..") else path
+            data |= {"output_dir": str(place.parent), "name": place.name}
+        for override in overrides:
+            apply_override(data, override)
     given = f" with {' '.join(overrides)}" if overrides else ""
     return validate(RunConfig, data, source=f"{file}{given}")
 

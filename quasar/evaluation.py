@@ -51,8 +51,9 @@ def verify_path(path: Path) -> dict[str, dict[str, Any]]:
     if _is_bundle(path):
         folders = [path]
     else:
-        folders = [folder for folder in sorted(_run(path).export.glob("*")) if _is_bundle(folder)]
-        if not folders:
+        run = _run(path)
+        folders = [run.export / name for name in _targets(run)]
+        if not any(_is_bundle(folder) for folder in folders):
             raise UsageError(f"{path}: has no exported bundles; run `quasar export {path}` first")
     reports = {}
     for folder in folders:

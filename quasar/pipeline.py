@@ -12,13 +12,13 @@ import torch
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
-from hwmodel.errors import InfeasibleError, UsageError
+from hwmodel.errors import DamagedInputError, InfeasibleError, UsageError
 from hwmodel.explore import best_accelerator
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, differing_keys
 from quasar.export.bundle import BundleInfo, target_folder_name, write_bundle
 from quasar.progress import stage
-from quasar.report import write_report
+from quasar.report import write_front_picture, write_report
 from quasar.run_folder import RunFolder
 from search.algorithm import ALGORITHMS
 from search.bounds import latency_bounds
@@ -32,7 +32,7 @@ from supernet.lowering import lower
 from supernet.space import SearchSpace
 from supernet.standalone import extract
 from supernet.subnet import Subnet
-from supernet.train import train
+from supernet.train import steps_per_epoch, train
 from supernet.vit import SupernetViT
 
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
@@ -43,12 +43,18 @@ def check_names(config: RunConfig) -> None:
     from supernet.data.registry import DATASETS
     from supernet.operators.registry import operator
 
-    load_device(config.hardware.device)
-    DATASETS.get(config.data.name)
     algorithm_names()
-    ALGORITHMS.get(config.search.algorithm)
-    for name in config.space.operator:
-        operator(name)
+    for key, look_up, names in (
+        ("hardware.device", load_device, [config.hardware.device]),
+        ("data.name", DATASETS.get, [config.data.name]),
+        ("search.algorithm", ALGORITHMS.get, [config.search.algorithm]),
+        ("space.operator", operator, config.space.operator),
+    ):
+        for name in names:
+            try:
+                look_up(name)
+            except UsageError as error:
+                raise UsageError(f"{key}: {error}") from error
 
 
 def set_up_torch(config: RunConfig) -> torch.device:
@@ -62,9 +68,10 @@ def set_up_torch(config: RunConfig) -> torch.device:
 
 
 def open_splits(config: RunConfig) -> tuple[Split, Split]:
-    """Training and validation split; raises `UsageError` if they do not fit the space."""
+    """Training and validation split; raises `UsageError` if they do not fit the space or a batch of the training."""
     splits = open_train(config.data, image_size=config.space.image_size[-1], seed=config.seed)
     _check_fits(splits[0], config)
+    steps_per_epoch(config.train, splits[0])
     return splits
 
 
@@ -116,9 +123,9 @@ def check_targets(config: RunConfig) -> None:
             print(f"warning: {reason}", file=sys.stderr)
 
 
-def train_stage(run: RunFolder, config: RunConfig) -> dict[str, Evaluation]:
+def train_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split]) -> dict[str, Evaluation]:
     """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets."""
-    train_split, val_split = open_splits(config)
+    train_split, val_split = splits
     with stage("train") as progress:
         result = train(
             space=config.space,
@@ -148,8 +155,11 @@ def load_supernet(run: RunFolder, config: RunConfig) -> tuple[SupernetViT, Check
     return checkpoint.build(source=str(run.checkpoint)).to(set_up_torch(config)), checkpoint
 
 
-def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """Searches, reads the test split once for the chosen subnets, and writes `front.json`.
+def search_stage(run: RunFolder, config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """Searches, reads the test split once for the chosen subnets, and writes `front.json` and a picture of it.
+
+    Args:
+        overwrite: remove an earlier search and what came of it, once all that this one needs has been read.
 
     Raises:
         InfeasibleError: no target can be met; `front.json` says for each why.
@@ -158,6 +168,9 @@ def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
     supernet, _ = load_supernet(run, config)
     _, val_split = open_splits(config)
+    if overwrite:
+        run.remove("search", "export", "report")
+    write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     with stage("search") as progress:
         result = run_search(
             space=config.space,
@@ -169,7 +182,8 @@ def search_stage(run: RunFolder, config: RunConfig) -> dict[str, Any]:
             progress=progress,
         )
     front = _front_document(result, config, supernet, cost_model=cost_model, accelerator=accelerator)
-    write_atomic(run.front, json.dumps(front, indent=2) + "\n")
+    write_front_picture(run.front.with_suffix(".png"), front, result.trials)
+    write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
     if not any_feasible(front):
         raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
     return front
@@ -229,8 +243,8 @@ def _front_document(
     }
 
 
-def prepare_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Readies a run folder for a search with the settings of `config`.
+def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Whether a run may be searched with the settings of `config`.
 
     Raises:
         UsageError: there is a result or a started search and no flag says what to do with it; a setting that the
@@ -249,9 +263,6 @@ def prepare_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite
         raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")
     if resume and started and changed:
         raise UsageError(f"{run.path}: cannot resume: {changed[0]} differs from the started search; use --overwrite")
-    if overwrite:
-        run.remove("search", "export", "report")
-    write_atomic(run.path / CONFIG_FILE, config.to_yaml())
 
 
 def target_folder(target: dict[str, Any]) -> str:
@@ -277,6 +288,8 @@ def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[
     with stage("export") as progress:
         for target in feasible:
             name = target_folder(target)
+            if target["accelerator"] is None:
+                raise DamagedInputError(f"{run.front}: the target {name} has no accelerator; search again")
             progress(len(bundles), len(feasible), name)
             subnet = Subnet.from_dict(target["subnet"], source=str(run.front))
             accelerator = AcceleratorConfig.from_dict(target["accelerator"])

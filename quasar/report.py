@@ -9,11 +9,12 @@ says so.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,6 +29,7 @@ from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
 from hwmodel.workload import Workload
 from quasar import figures
+from quasar.front import Front, Target
 from quasar.run_folder import RunFolder
 from search.trial import Trial
 from supernet.lowering import lower
@@ -54,67 +56,6 @@ class Epoch:
     train_loss: float
     seconds: float
     val: dict[str, Probe] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """The recorded cost of a chosen subnet; cost models that know no resources leave them out."""
-
-    latency_ms: float
-    fps: float
-    cycles: int | None = None
-    dsp: int | None = None
-    bram18: int | None = None
-    lut: int | None = None
-    ff: int | None = None
-    energy_mj: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """One target and what the search chose for it; `fps` is set where the target was given so."""
-
-    latency_ms: float
-    status: Literal["ok", "infeasible"]
-    fps: float | None = None
-    reason: str | None = None
-    nearest_latency_ms: float | None = None
-    digest: str | None = None
-    subnet: Subnet | None = None
-    accelerator: AcceleratorConfig | None = None
-    val_accuracy: float | None = None
-    test_accuracy: float | None = None
-    cost: Cost | None = None
-
-    def __post_init__(self) -> None:
-        missing = [key for key in ("subnet", "cost", "val_accuracy") if getattr(self, key) is None]
-        if self.status == "ok" and missing:
-            raise ValueError(f"status is ok, but {missing[0]} is missing")
-
-    @property
-    def label(self) -> str:
-        """The limit as the user gave it."""
-        return f"≤ {self.latency_ms:.4g} ms" if self.fps is None else f"≥ {self.fps:.4g} FPS"
-
-    @property
-    def mark(self) -> figures.TargetMark:
-        """Its place in the picture of the front."""
-        point = None
-        if self.cost is not None and self.val_accuracy is not None:
-            point = (self.cost.latency_ms, self.val_accuracy)
-        return figures.TargetMark(label=self.label, latency_ms=self.latency_ms, chosen=point)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Front:
-    """The result of a search, `front.json`."""
-
-    device: str
-    hypervolume: float
-    targets: tuple[Target, ...]
-    pareto: tuple[Trial, ...]
-    fastest_latency_ms: float | None = None
-    slowest_latency_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +136,15 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def write_front_picture(path: Path, front: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+    """Writes the picture of a search's result as PNG, if there is anything to show; raises `QuasarError`."""
+    figure = _front_figure(validate(Front, front, source="the search's result"), trials)
+    if figure:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, facecolor="white")
+        write_atomic(path, png.getvalue())
+
+
 def render(data: RunData) -> str:
     """The page of a run."""
     front = data.front
@@ -227,14 +177,9 @@ def render(data: RunData) -> str:
 def _pictures(data: RunData, chosen: Sequence[Chosen]) -> dict[str, Markup]:
     """The pictures of all sections that have something to show; those of subnets are called by their digest."""
     pictures: dict[str, Figure] = {}
-    front = data.front
-    if data.trials or (front and front.pareto):
-        pictures["front"] = figures.front_figure(
-            trials=[(trial.latency_ms, trial.val_accuracy) for trial in data.trials],
-            front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
-            targets=[target.mark for target in front.targets] if front else [],
-            device=front.device if front else "the device",
-        )
+    front = _front_figure(data.front, data.trials)
+    if front:
+        pictures["front"] = front
     if data.epochs:
         pictures["training"] = figures.curves_figure(_panels(data.epochs))
     widest = figures.widest_rows(choice.workload for choice in chosen)
@@ -245,6 +190,26 @@ def _pictures(data: RunData, chosen: Sequence[Chosen]) -> dict[str, Markup]:
         pictures["latency"] = figures.latency_figure(costs)
     # matplotlib escapes the texts of an SVG, so that its markup is safe.
     return {name: Markup(figures.inline_svg(figure, name=name)) for name, figure in pictures.items()}
+
+
+def _front_figure(front: Front | None, trials: Sequence[Trial]) -> Figure | None:
+    """The picture of all trials and the front, None before the first trial."""
+    if not (trials or (front and front.pareto)):
+        return None
+    return figures.front_figure(
+        trials=[(trial.latency_ms, trial.val_accuracy) for trial in trials],
+        front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
+        targets=[_mark(target) for target in front.targets] if front else [],
+        device=front.device if front else "the device",
+    )
+
+
+def _mark(target: Target) -> figures.TargetMark:
+    """The place of a target in the picture of the front."""
+    point = None
+    if target.cost is not None and target.val_accuracy is not None:
+        point = (target.cost.latency_ms, target.val_accuracy)
+    return figures.TargetMark(label=target.label, latency_ms=target.latency_ms, chosen=point)
 
 
 def _panels(epochs: Sequence[Epoch]) -> list[figures.Panel]:

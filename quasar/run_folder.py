@@ -8,9 +8,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from typing import Any
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, differing_keys, load_config
+from quasar.front import Front
+from supernet.validation import validate
+
+#: file in a run folder with what the results depend on beside the configuration
+ENVIRONMENT_FILE = "env.json"
 
 #: all that a run writes, stage by stage; --overwrite removes these and nothing else
 STAGE_FILES = {
@@ -64,9 +69,11 @@ class RunFolder:
         """The HTML report."""
         return self.path / "report.html"
 
-    def config(self) -> RunConfig:
-        """The resolved configuration; raises `UsageError` if this is no run folder."""
-        return load_config(self.path)
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The resolved configuration, with overrides; raises `UsageError` if this is no run folder."""
+        if not (self.path / CONFIG_FILE).is_file():
+            raise UsageError(f"{self.path}: is not a run folder (it has no {CONFIG_FILE}); give the folder of a run")
+        return load_config(self.path, overrides)
 
     def read_front(self) -> dict[str, Any]:
         """The search's result; raises `UsageError` if there is none yet, `DamagedInputError` if it is damaged."""
@@ -74,11 +81,9 @@ class RunFolder:
             raise UsageError(f"{self.path}: has no search result yet; run `quasar search {self.path}` first")
         try:
             document = json.loads(self.front.read_text(encoding="utf-8"))
-            if not isinstance(document["targets"], list):
-                raise TypeError("targets is not a list")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise DamagedInputError(f"{self.front}: is not a search result ({error}); search again") from None
-        return dict(document)
+        return validate(Front, document, source=str(self.front), error=DamagedInputError).to_dict()
 
     def remove(self, *stages: str) -> None:
         """Deletes what the named stages wrote."""
@@ -127,10 +132,12 @@ def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[Ru
     run = RunFolder(config.folder)
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"{run.path}: is a file; choose another name or output_dir")
-    found = {item.name for item in run.path.iterdir()} - {".lock"} if run.path.exists() else set()
-    holds_run = CONFIG_FILE in found
-    if found and not holds_run:
-        raise UsageError(f"{run.path}: is not a run folder but holds files ({min(found)}, …); choose another name")
+    found = {item.name for item in run.path.iterdir()} if run.path.exists() else set()
+    # Other programs have a config.yaml too, and --overwrite deletes: both files must be there.
+    holds_run = {CONFIG_FILE, ENVIRONMENT_FILE} <= found
+    foreign = found - {".lock", ENVIRONMENT_FILE}
+    if foreign and not holds_run:
+        raise UsageError(f"{run.path}: is not a run folder but holds files ({min(foreign)}, …); choose another name")
     with run.locked():
         if holds_run and not overwrite:
             if not resume:
@@ -138,17 +145,19 @@ def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[Ru
                     f"{run.path}: holds a run already; continue it with --resume, replace it with --overwrite, "
                     "or choose another folder with name=…"
                 )
-            changed = differing_keys(config, run.config())
+            # It is the same folder, however it is spelt here and there.
+            earlier = replace(run.config(), name=config.name, output_dir=config.output_dir)
+            changed = differing_keys(config, earlier)
             if changed:
                 raise UsageError(
                     f"{run.path}: cannot resume: {changed[0]} differs from the run's {CONFIG_FILE}"
-                    f"{f' (and {len(changed) - 1} more keys)' if len(changed) > 1 else ''}; "
+                    f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}; "
                     "restore it, choose another name, or use --overwrite"
                 )
         if overwrite:
             run.remove(*STAGE_FILES)
+        write_atomic(run.path / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
         write_atomic(run.path / CONFIG_FILE, config.to_yaml())
-        write_atomic(run.path / "env.json", json.dumps(environment(), indent=2) + "\n")
         yield run
 
 

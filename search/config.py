@@ -20,7 +20,7 @@ class Target:
             raise ValueError("a target has either latency_ms or fps")
         name = "fps" if self.latency_ms is None else "latency_ms"
         value = getattr(self, name)
-        if not (value > 0 and math.isfinite(value)):
+        if not (value > 0 and math.isfinite(value) and math.isfinite(self.limit_ms)):
             raise ValueError(f"{name} must be positive and finite, not {value}")
 
     @property

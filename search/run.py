@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hwmodel.cost import CostModel
 from hwmodel.errors import DamagedInputError
-from hwmodel.files import write_atomic
+from hwmodel.files import append_line, write_atomic
 from search.algorithm import ALGORITHMS, SearchProblem
 from search.bounds import LatencyBounds, latency_bounds
 from search.config import SearchConfig, Target
@@ -165,16 +165,17 @@ def _summary(trials: list[Trial], limits_ms: list[float]) -> str:
 
 
 def _append(journal: Path, trial: Trial, *, images: int) -> None:
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(trial.to_dict() | {"images": images}) + "\n")
+    append_line(journal, json.dumps(trial.to_dict() | {"images": images}))
 
 
 def _read_journal(journal: Path) -> dict[str, Evaluation]:
     """What has been evaluated, by digest. A last line without its end, as a kill leaves it, is cut off."""
     if not journal.exists():
         return {}
-    text = journal.read_text(encoding="utf-8")
+    try:
+        text = journal.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedInputError(f"{journal}: cannot be read as text ({error}); remove it to search anew") from None
     whole, _, rest = text.rpartition("\n")
     if rest:
         write_atomic(journal, whole + "\n" if whole else "")
@@ -182,7 +183,9 @@ def _read_journal(journal: Path) -> dict[str, Evaluation]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            known[row["digest"]] = Evaluation(accuracy=row["val_accuracy"], loss=row["val_loss"], images=row["images"])
+            known[row["digest"]] = Evaluation(
+                accuracy=float(row["val_accuracy"]), loss=float(row["val_loss"]), images=int(row["images"])
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedInputError(
                 f"{journal}:{number}: is not a trial ({type(error).__name__}: {error}); remove the file to search anew"

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import UsageError
-from supernet.subnet import LINEARS, BlockChoice, Subnet, SubnetArrays
+from supernet.subnet import LINEARS, BlockChoice, Subnet, SubnetArrays, hidden_units
 
 Genotypes = NDArray[np.int64]
 
@@ -83,6 +83,11 @@ class SearchSpace:
                         f"embed_dim: {width} is not a multiple of head_dim {self.head_dim}, "
                         "which num_heads: embed needs; change either, or list num_heads"
                     )
+        if not (math.isfinite(self.mlp_ratio[-1]) and hidden_units(self.mlp_ratio[0], self.embed_dim[0]) >= 1):
+            raise UsageError(
+                f"mlp_ratio: every choice must be finite and give at least one hidden unit at embed_dim "
+                f"{self.embed_dim[0]}, not {list(self.mlp_ratio)}"
+            )
         low, high = self.weight_bits
         if not 2 <= low <= high <= 8:
             raise UsageError(f"weight_bits: need 2 <= low <= high <= 8, not [{low}, {high}]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,13 @@ class Subnet:
             raise UsageError(f"need 2 <= low_bits <= high_bits <= 8, not {self.low_bits}, {self.high_bits}")
         for index, block in enumerate(self.blocks):
             where = f"blocks[{index}]"
-            if block.num_heads < 1 or block.mlp_ratio <= 0:
-                raise UsageError(f"{where}: num_heads and mlp_ratio must be positive")
+            if block.num_heads < 1:
+                raise UsageError(f"{where}: num_heads must be positive, not {block.num_heads}")
+            if not (math.isfinite(block.mlp_ratio) and hidden_units(block.mlp_ratio, self.embed_dim) >= 1):
+                raise UsageError(
+                    f"{where}: mlp_ratio must be finite and give embed_dim {self.embed_dim} at least one hidden unit, "
+                    f"not {block.mlp_ratio}"
+                )
             for linear, ratio in zip(LINEARS, block.high_precision_ratios, strict=True):
                 if not 0 <= ratio <= 1:
                     raise UsageError(f"{where}: {linear}_ratio must lie in [0, 1], not {ratio}")

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
-from hwmodel.files import write_atomic
+from hwmodel.files import append_line, write_atomic
 from supernet.checkpoint import Checkpoint
 from supernet.config import Progress, SupernetConfig, TrainConfig
 from supernet.data.splits import Split
@@ -49,6 +49,15 @@ def new_supernet(space: SearchSpace, config: SupernetConfig, *, seed: int) -> Su
         return SupernetViT(space, layer_scale=config.layer_scale)
 
 
+def steps_per_epoch(config: TrainConfig, train_split: Split) -> int:
+    """Full batches in the training split; raises `UsageError` if there is none."""
+    if config.batch_size > len(train_split):
+        raise UsageError(
+            f"train.batch_size is {config.batch_size}, but the training split has {len(train_split)} images; lower it"
+        )
+    return len(train_split) // config.batch_size
+
+
 def train(
     *,
     space: SearchSpace,
@@ -71,7 +80,8 @@ def train(
         resume: go on from `last.safetensors`, if there is one.
 
     Raises:
-        UsageError: `resume`, but the checkpoint is of another space, data set or settings.
+        UsageError: a batch is larger than the training split; `resume`, but the checkpoint is of another space, data
+            set or settings.
         DamagedInputError: `resume`, but the checkpoint cannot be read.
         QuasarError: the loss is no longer finite, or the disk refuses a checkpoint.
     """
@@ -82,8 +92,11 @@ def train(
         start = Checkpoint.load(last)
         _check_same_run(start, last, space=space, supernet=supernet, train_split=train_split, settings=settings)
     model = (new_supernet(space, supernet, seed=seed) if start is None else start.build(source=str(last))).to(device)
-    steps_per_epoch = len(train_split) // config.batch_size
-    total = steps_per_epoch * config.epochs
+    steps = steps_per_epoch(config, train_split)
+    total = steps * config.epochs
+    if start is not None and start.epoch >= config.epochs:
+        progress(total, total, "was finished before")
+        return TrainResult(checkpoint=last, probes=probe(model, val_split, batch_size=4 * config.batch_size))
     optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
     if start is not None:
         _restore_optimizer(optimizer, start.optimizer, source=str(last))
@@ -91,7 +104,7 @@ def train(
         optimizer,
         t_initial=total,
         lr_min=config.min_lr,
-        warmup_t=round(config.warmup_epochs * steps_per_epoch),
+        warmup_t=round(config.warmup_epochs * steps),
         warmup_lr_init=config.min_lr,
         warmup_prefix=False,
         t_in_epochs=False,
@@ -109,11 +122,11 @@ def train(
                 loss_sum += _step(model, optimizer, x_BCHW, y_B, subnet=_subnet(space, seed, step), config=config)
                 step += 1
                 progress(step, total, _summary(epoch, config.epochs, probes))
-            loss = loss_sum.item() / steps_per_epoch
+            loss = loss_sum.item() / steps
             if not np.isfinite(loss):
                 raise QuasarError(
                     f"training: the loss became {loss} in epoch {epoch + 1}; lower train.lr (now {config.lr}) or set "
-                    f"train.clip_grad_norm, then continue from {last} with --resume or start again"
+                    "train.clip_grad_norm, and start over with --overwrite"
                 )
             model.refresh_clips()
             last_epoch = epoch + 1 == config.epochs
@@ -147,8 +160,6 @@ def train(
                 best = mean
                 state.save(last.with_name("best.safetensors"))
             state.save(last)
-    if not probes:  # resumed after the last epoch
-        probes = probe(model, val_split, batch_size=4 * config.batch_size)
     return TrainResult(checkpoint=last, probes=probes)
 
 
@@ -204,8 +215,7 @@ def _metrics(folder: Path, *, epochs_done: int) -> Iterator[Any]:
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def log(row: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(path, json.dumps(row))
         for name in ("train_loss", "lr"):
             writer.add_scalar(name, row[name], row["epoch"])
         for name, values in (row["val"] or {}).items():

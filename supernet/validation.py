@@ -45,7 +45,7 @@ def read_yaml(path: Path, *, what: str) -> Any:
         raise UsageError(f"{path}: no such {what}") from None
     except IsADirectoryError:
         raise UsageError(f"{path}: is a folder, not a {what}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DamagedInputError(f"{path}: cannot be read as a {what}: {' '.join(str(error).split())}") from None
 
 
