@@ -1,58 +1,83 @@
 """Cycles of the accelerator in closed form, for one network, a population, or many accelerators at once.
 
-A product of F tokens, K inputs and rows of two kinds (n_h at b_h bits, n_l at b_l bits) runs on P_m x P_k DSPs that
-hold r_h or r_l rows each. Its row tiles of the high kind come first, then those of the low kind:
+The formula of products is derived from the pipeline of the engine in `hwmodel/rtl` and exact about it in simulation.
 
-    T_j = ceil(n_j / (r_j * P_m))                       row tiles of kind j
-    KT  = ceil(K / P_k)                                 k tiles of each row tile
-    C   = F, but F + 5 below 5 tokens                   tokens through the array, one per cycle
-    L_j = ceil(b_j * r_j * P_m * P_k / PW)              load of a weight tile into the shadow registers
-          max with ceil(a * F * P_k / PA)               ... and of its activation tile, if those live in memory
-    D_j = ceil(a * r_j * P_m * F / PO)                  drain of a row tile: requantization, GELU table, write back
-    S_j = max(L_j, C)                                   time between two tiles: a load hides behind the tile before it
+A product of F tokens, K inputs and rows of two kinds runs on P_m x P_k DSPs, row tiles of 8 bits first, then those of
+4 bits, each over KT = ceil(K / P_k) k tiles. For kind j, with b_j = 8 or 4 bits, r_j rows for each DSP, R_j = r_j * P_m
+rows in a tile, T_j = ceil(n_j / R_j) row tiles, and streams of PW, PA, PO bits per cycle:
 
-with a the bits of an activation and PW, PA, PO the stream widths in bits per cycle. A row tile ends KT * S_j cycles
-after the one before it (i), or when that one has drained: M_ij = max(KT * S_j, D_i + 4). So, with f the kind of the
-first tile and e that of the last,
+    C   = max(F, 2)                                     tokens issued, one per cycle; a sum can return after 2 cycles
+    G_j = ceil(8 * R_j / PO)                            groups of rows in the drain, PO / 8 rows each
+    H_j = G_j * ceil(7 * PO / PW)                       parameters of a row tile ahead of its weights: 7 bytes a row,
+                                                        each group in whole beats
+    L_j = ceil(b_j * R_j * P_k / PW)                    weights of a tile, in whole beats
+    A   = ceil(8 * F * P_k / PA), 0 on chip             activations of a tile, if they are streamed
+    D_j = F * G_j                                       drain of a row tile, PO / 8 codes per cycle within one token
+    W   = 5 + clog2(P_k)  dual                          from the issue of a token to its finished sum being readable:
+          5 + P_k         atomic                        buffer, DSP input, product, [fields, adder tree | cascade,
+                                                        fields], accumulator
 
-    cycles = L_f + (KT - 1) * S_f + C'                  the first row tile, alone; C' = F
-           + (T_h - 1) * M_hh + M_hl + (T_l - 1) * M_ll   the others; terms of an absent kind drop out
-           + D_e + 7                                    the last drain and the pipeline
+The rules of the schedule. A tile starts (issues token 0) when its own weights and activations are complete and the
+tile before started at least C cycles ago. The loads of the next tile start in the same cycle: the shadow registers are
+free again. The first load starts one cycle after the command. So, from one start to the next, with no drain in the way,
 
-With one kind only this is the closed form of a double-buffered W8A8 engine in the style of the published ones (VAQF,
-Auto-ViT-Acc). Its constants 4, 5 and 7 are those of such an engine. No RTL of this project stands behind them yet, and
-agreement with hardware is claimed nowhere until it does.
+    S_j  = max(C, L_j, A)                               within a row tile
+    N_j  = max(C, H_j + L_j, A)                         into the first tile of a row tile
+
+The drain of a row tile begins W cycles after the start of its last k tile: tokens finish at one per cycle, and the
+drain never reads faster. It reads for D cycles. The next row tile may fill the partial sums meanwhile, but its *last*
+k tile overwrites the finished sums, so it starts W + D_i cycles after the last k tile of the row tile before (of kind
+i), at the earliest. Hence for the starts of two last k tiles in a row, kinds i and then j,
+
+    M_ij = max(N_j + (KT - 1) * S_j, W + D_i)
+
+and, with 9 registers from the drain's address to the output, f the first kind, e the last one,
+
+    cycles = 1 + max(H_f + L_f, A) + (KT - 1) * S_f     command; start of the last k tile of the first row tile
+           + (T_h - 1) * M_hh + M_hl + (T_l - 1) * M_ll   start of the last one; terms of an absent kind drop out
+           + W + D_e + 9                                the last drain
+
+which counts from the cycle that takes the command to the one that hands over the last output, both included. The next
+command is taken in the cycle after that: cycles of products add up.
+
+What this is exact about: the Verilog of this project in simulation, with streams that never pause; see
+`hwmodel.simulate` and its tests. Streamed activations need PA to divide 8 * P_k or to be a power of two times it.
 
 The vector unit has `vector_lanes` lanes. An operation of kind v on rows of `width` elements takes, for each row,
 
     passes_v * ceil(width / lanes) + overhead_v         layernorm 3 and 8, softmax 3 and 8, residual 1 and 0
 
 Its passes are: layernorm mean, variance, normalise; softmax maximum, exponentials and their sum, write back. Division
-and square root are pipelined and rows overlap in them, so the overhead is only the depth of the adder tree.
+and square root are pipelined and rows overlap in them, so the overhead is only the depth of the adder tree. There is
+no RTL of this unit yet: its cycles are an assumption, and the larger part of the time of very small networks.
 
-Assumptions. Layers run one after the other: the first load of a product hides behind nothing, and vector operations
-do not hide behind products (conservative). Tiles at the edge cost as much as full ones. Attention runs one head
-after the other, and its second operand (keys, then values) takes the path of the weights at the width PW. GELU,
-LayerScale and bias cost nothing. Memory sustains PW (and PA, PO) in every cycle; whether it can is checked against
-the device elsewhere, not here. All arithmetic is int64 and exact.
+Assumptions. Layers run one after the other, and vector operations do not hide behind products (conservative).
+Attention runs one head after the other, and its second operand (keys, then values) takes the path of the weights at
+the width PW; the engine multiplies signed codes, so the 255 steps of softmax's numerators count as the cycles of signed
+ones. GELU, LayerScale and bias ride on the drain. Memory sustains PW (and PA, PO) in every cycle; whether it can is
+checked against the device elsewhere, not here. All arithmetic is int64 and exact.
 
-Not modelled. The image entering and the classes leaving; loads of bias and scale words (7 bytes a row, in the slack of
-the weight stream); refresh and arbitration of the memory; control between layers; conflicts on activation buffer ports.
+Not modelled. The image entering and the classes leaving; the fill of the on-chip activation buffer from outside and
+the way of outputs back into it (in the RTL a command of its own, and a stream); refresh and arbitration of the memory;
+the cycle in which the next command is fetched.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.accelerator import AcceleratorColumns, IntLike
+from hwmodel.accelerator import BACKENDS, NARROW_BITS, AcceleratorColumns, IntLike
 from hwmodel.errors import UsageError
 from hwmodel.workload import IntArray, Population
 
-PIPELINE_CYCLES = 7
-DRAIN_OVERHEAD_CYCLES = 4
-SHORT_STREAM_TOKENS = 5
-SHORT_STREAM_CYCLES = 5
+COMMAND_CYCLES = 1
+OUTPUT_CYCLES = 9
+LEAST_STEP_CYCLES = 2
+PIPELINE_CYCLES = 5
+PARAMETER_BYTES = 7
 
 #: passes over a row, and cycles added to each row, by kind of vector operation
 VECTOR_TIMING = {"layernorm": (3, 8), "softmax": (3, 8), "residual": (1, 0)}
@@ -69,24 +94,19 @@ def ceil_div(a: IntLike, b: IntLike) -> IntLike:
 def gemm_cycles(accelerator: AcceleratorColumns, population: Population) -> IntArray:
     """Cycles of every product, all its executions together: (N, G), or (C, G) for C accelerators and N = 1."""
     terms = _Terms(accelerator, population)
-    steps, t_h, t_l = terms.k_tiles, terms.tiles_high, terms.tiles_low
-    some_h, some_l = t_h > 0, t_l > 0
-    tile_h, tile_l = steps * terms.step_high, steps * terms.step_low
-    after_h, after_l = terms.drain_high + DRAIN_OVERHEAD_CYCLES, terms.drain_low + DRAIN_OVERHEAD_CYCLES
-    # A row tile alone takes L + (KT - 1) * S + F; written as KT * S - (S - L) + F, it reuses KT * S.
-    first = np.where(
-        some_h,
-        tile_h - terms.step_high + terms.load_high,
-        tile_l - terms.step_low + terms.load_low,
+    high, low = terms.high, terms.low
+    some_h, some_l = high.tiles > 0, low.tiles > 0
+    after_h, after_l = terms.latency + high.drain, terms.latency + low.drain
+    once = (
+        COMMAND_CYCLES
+        + np.where(some_h, high.first, low.first)
+        + np.maximum(high.tiles - 1, 0) * np.maximum(high.later, after_h)
+        + (some_h & some_l) * np.maximum(low.later, after_h)
+        + np.maximum(low.tiles - 1, 0) * np.maximum(low.later, after_l)
+        + np.where(some_l, after_l, after_h)
+        + OUTPUT_CYCLES
     )
-    others = (
-        np.maximum(t_h - 1, 0) * np.maximum(tile_h, after_h)
-        + (some_h & some_l) * np.maximum(tile_l, after_h)
-        + np.maximum(t_l - 1, 0) * np.maximum(tile_l, after_l)
-    )
-    last = np.where(some_l, terms.drain_low, terms.drain_high)
     g = population.gemms
-    once = first + g.tokens + others + last + PIPELINE_CYCLES
     busy = (some_h | some_l) & (g.tokens > 0) & (g.inputs > 0)
     return np.asarray(once * busy * g.count, dtype=np.int64)
 
@@ -94,12 +114,14 @@ def gemm_cycles(accelerator: AcceleratorColumns, population: Population) -> IntA
 def gemm_bounds(accelerator: AcceleratorColumns, population: Population) -> NDArray[np.str_]:
     """What each product waits for most, one of `BOUNDS`: the part that would be busiest if nothing else existed."""
     terms = _Terms(accelerator, population)
-    t_h, t_l, steps = terms.tiles_high, terms.tiles_low, terms.k_tiles
+    high, low = terms.high, terms.low
+    all_tiles = (high.tiles + low.tiles) * terms.k_tiles
     busy = np.broadcast_arrays(
-        (t_h + t_l) * steps * terms.stream,
-        (t_h * terms.weights_high + t_l * terms.weights_low) * steps,
-        (t_h + t_l) * steps * terms.activations,
-        t_h * terms.drain_high + t_l * terms.drain_low,
+        all_tiles * terms.issue,
+        high.tiles * (high.header + terms.k_tiles * high.weights)
+        + low.tiles * (low.header + terms.k_tiles * low.weights),
+        all_tiles * terms.activations,
+        high.tiles * high.drain + low.tiles * low.drain,
     )
     return np.asarray(np.array(BOUNDS)[np.argmax(np.stack(busy), axis=0)], dtype=np.str_)
 
@@ -125,28 +147,55 @@ def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> In
     return np.asarray(v.count * v.tokens * row)
 
 
+def array_latency(accelerator: AcceleratorColumns) -> IntArray:
+    """W of the module's docstring."""
+    inputs = np.asarray(accelerator.array_inputs, dtype=np.int64)
+    levels = sum((inputs > 2**level).astype(np.int64) for level in range(12))
+    cascaded = np.asarray(accelerator.narrow_rows) == BACKENDS["atomic"].narrow_rows
+    return np.asarray(PIPELINE_CYCLES + np.where(cascaded, inputs, levels), dtype=np.int64)
+
+
+class _RowTiles(NamedTuple):
+    """The row tiles of one kind: their number, and cycles as named in the module's docstring."""
+
+    tiles: IntArray
+    header: IntLike  # H
+    weights: IntLike  # L
+    drain: IntLike  # D
+    first: IntLike  # start of the last k tile of the first row tile, after the command
+    later: IntLike  # N + (KT - 1) * S
+
+
 class _Terms:
     """The terms of the module's formula, each an array that broadcasts to the shape of the result."""
 
     def __init__(self, accelerator: AcceleratorColumns, population: Population) -> None:
-        g = population.gemms
-        rows, inputs = accelerator.array_rows, accelerator.array_inputs
-        rows_high = accelerator.rows_per_dsp(population.high_bits) * rows
-        rows_low = accelerator.rows_per_dsp(population.low_bits) * rows
         if not 1 <= population.act_bits <= 8:
             raise UsageError(f"activations of {population.act_bits} bits do not fit the array: use 1 to 8 bits")
-        self.tiles_high, self.tiles_low = row_tiles(accelerator, population)
-        self.k_tiles = ceil_div(g.inputs, inputs)
-        self.stream = g.tokens + SHORT_STREAM_CYCLES * (g.tokens < SHORT_STREAM_TOKENS)
-        width = accelerator.weight_stream_bits
-        self.weights_high = ceil_div(population.high_bits * rows_high * inputs, width)
-        self.weights_low = ceil_div(population.low_bits * rows_low * inputs, width)
-        tile_bits = population.act_bits * g.tokens * inputs
-        self.activations = accelerator.ddr_activations * ceil_div(tile_bits, accelerator.activation_stream_bits)
-        self.load_high = np.maximum(self.weights_high, self.activations)
-        self.load_low = np.maximum(self.weights_low, self.activations)
-        self.step_high = np.maximum(self.load_high, self.stream)
-        self.step_low = np.maximum(self.load_low, self.stream)
-        row_bits = population.act_bits * g.tokens
-        self.drain_high = ceil_div(row_bits * rows_high, accelerator.output_stream_bits)
-        self.drain_low = ceil_div(row_bits * rows_low, accelerator.output_stream_bits)
+        a, g = accelerator, population.gemms
+        self.k_tiles = ceil_div(g.inputs, a.array_inputs)
+        self.issue = np.maximum(g.tokens, LEAST_STEP_CYCLES)
+        tile_bits = 8 * g.tokens * a.array_inputs
+        self.activations = a.ddr_activations * ceil_div(tile_bits, a.activation_stream_bits)
+        self.latency = array_latency(a)
+        tiles_high, tiles_low = row_tiles(a, population)
+        self.high = self._row_tiles(a, population, tiles_high, bits=population.high_bits)
+        self.low = self._row_tiles(a, population, tiles_low, bits=population.low_bits)
+
+    def _row_tiles(self, a: AcceleratorColumns, population: Population, tiles: IntArray, *, bits: int) -> _RowTiles:
+        rows = a.rows_per_dsp(bits) * a.array_rows
+        stored_bits = 4 if bits <= NARROW_BITS else 8
+        groups = ceil_div(8 * rows, a.output_stream_bits)
+        header = groups * ceil_div(PARAMETER_BYTES * a.output_stream_bits, a.weight_stream_bits)
+        weights = ceil_div(stored_bits * rows * a.array_inputs, a.weight_stream_bits)
+        load = np.maximum(header + weights, self.activations)
+        least_step = np.maximum(self.issue, self.activations)
+        others = (self.k_tiles - 1) * np.maximum(weights, least_step)
+        return _RowTiles(
+            tiles=tiles,
+            header=header,
+            weights=weights,
+            drain=population.gemms.tokens * groups,
+            first=load + others,
+            later=np.maximum(load, least_step) + others,
+        )

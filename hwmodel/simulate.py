@@ -5,7 +5,7 @@ A build belongs to one set of RTL parameters and serves any number of products. 
 version of Verilator; it appears there by a rename, so that an interrupted build leaves nothing behind that looks whole.
 
 With activations "onchip" the buffer is filled by a command first, whose cycles are reported apart. With "ddr" they
-stream in again for every tile. Predicted cycles (`hwmodel.engine`) hold for streams that never pause; with a stall
+stream in again for every tile. Predicted cycles (`hwmodel.cycles`) hold for streams that never pause; with a stall
 probability, only the outputs are to be compared.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
-from hwmodel.engine import PARAMETER_BYTES, engine_cycles
+from hwmodel.cycles import PARAMETER_BYTES, gemm_cycles
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import Int8Array, IntegerGemm
 from hwmodel.workload import Gemm, Population, Workload
@@ -82,7 +82,7 @@ class SimulationResult:
 
 
 def predicted_cycles(config: AcceleratorConfig, gemm: IntegerGemm) -> int:
-    """Cycles of one product by the closed form of `hwmodel.engine`."""
+    """Cycles of one product by the closed form of `hwmodel.cycles`."""
     layer = Gemm(
         name="gemm",
         kind="gemm",
@@ -92,7 +92,7 @@ def predicted_cycles(config: AcceleratorConfig, gemm: IntegerGemm) -> int:
         rows_low=gemm.rows - gemm.rows_high,
     )
     workload = Workload(name="gemm", gemms=(layer,), vectors=(), activation_bytes=0)
-    return int(engine_cycles(AcceleratorColumns.one(config), Population.of(workload)).sum())
+    return int(gemm_cycles(AcceleratorColumns.one(config), Population.of(workload)).sum())
 
 
 def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[SimulationResult]:

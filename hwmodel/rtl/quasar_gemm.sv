@@ -5,7 +5,7 @@
 // shadow registers while the tile before computes. Activations come from the buffer, filled before, or, with
 // `cmd_stream`, from the stream again for each tile: then the buffer's halves take turns.
 //
-// Rules of the schedule (hwmodel/engine.py derives the cycles from them):
+// Rules of the schedule (hwmodel/cycles.py derives the cycles from them):
 //   * a tile starts when its weights (and streamed activations) are complete and the tile before has issued all its
 //     tokens, at least 2 cycles after its start; the loads of the tile after it start in the same cycle;
 //   * the last k tile of a row tile also waits until the drain has read all sums of the row tile before;
