@@ -95,6 +95,31 @@ def predicted_cycles(config: AcceleratorConfig, gemm: IntegerGemm) -> int:
     return int(gemm_cycles(AcceleratorColumns.one(config), Population.of(workload)).sum())
 
 
+def engine_config(
+    *, array: tuple[int, int], backend: str, activations: str, stream_bits: int, shapes: Sequence[tuple[int, int]]
+) -> AcceleratorConfig:
+    """An engine whose buffers just hold products of the given tokens and inputs; streamed activations come word by word.
+
+    Raises:
+        UsageError: a size is impossible; the message names it.
+    """
+    rows, inputs = array
+    words = max((tokens * -(-k // inputs) for tokens, k in shapes), default=1)
+    return AcceleratorConfig(
+        array_rows=rows,
+        array_inputs=inputs,
+        backend=backend,
+        clock_mhz=150,
+        weight_stream_bits=stream_bits,
+        activation_stream_bits=8 * inputs,
+        output_stream_bits=stream_bits,
+        activations=activations,
+        activation_buffer_bytes=max(1, words * inputs),
+        max_tokens=max(1, max((tokens for tokens, _ in shapes), default=1)),
+        vector_lanes=1,
+    )
+
+
 def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[SimulationResult]:
     """Runs all products on one engine, one after the other, and compares them with the reference.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwmodel.errors import UsageError
+from hwmodel.errors import QuasarError, UsageError
 from quasar.command import Debug, Json, command
 
 if TYPE_CHECKING:
@@ -149,6 +149,97 @@ def explore(
             {"accelerator": p.accelerator.to_dict(), "latency_ms": p.latency_ms, **asdict(p.resources)} for p in points
         ]
     }
+
+
+@hw_app.command()
+@command
+def simulate(
+    what: Annotated[
+        str | None, typer.Argument(help="Subnet file, bundle or timm ViT, each of whose products is simulated.")
+    ] = None,
+    *,
+    gemm: Annotated[
+        str | None, typer.Option(help="One product instead: TOKENSxINPUTSxROWS, for example 17x64x96.")
+    ] = None,
+    rows8: Annotated[
+        int | None, typer.Option(help="Of --gemm: how many of the rows have 8 bits; by default all.")
+    ] = None,
+    array: Annotated[str, typer.Option(help="DSP array as ROWSxINPUTS.")] = "8x8",
+    backend: Annotated[str, typer.Option("--backend", help="dual or atomic.")] = "dual",
+    activations: Activations = "onchip",
+    stream_bits: Annotated[
+        int, typer.Option(help="Width of the streams of weights and results, bits per cycle.")
+    ] = 128,
+    ratio: Ratio = 1.0,
+    stall: Annotated[float, typer.Option(help="Probability with which each stream pauses before a beat.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random codes and of the stalls.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Run products on the RTL in simulation, with random codes, against the cycle model and the integer reference."""
+    import numpy as np
+
+    from hwmodel.integer import IntegerGemm
+    from hwmodel.simulate import SimulationJob, engine_config
+    from hwmodel.simulate import simulate as run_simulation
+
+    if (what is None) == (gemm is None):
+        raise UsageError("give either a network or --gemm")
+    shapes = _product_shapes(what, ratio) if what is not None else _one_shape(str(gemm), rows8)
+    config = engine_config(
+        array=_array(array) or (8, 8),
+        backend=backend,
+        activations=activations,
+        stream_bits=stream_bits,
+        shapes=[(tokens, inputs) for tokens, inputs, _, _ in shapes.values()],
+    )
+    rng = np.random.default_rng(seed)
+    jobs = [
+        SimulationJob(
+            gemm=IntegerGemm.random(rng, tokens=tokens, inputs=inputs, rows_high=high, rows_low=low),
+            stall=stall,
+            seed=seed,
+        )
+        for tokens, inputs, high, low in shapes.values()
+    ]
+    results = dict(zip(shapes, run_simulation(config, jobs), strict=True))
+    if not as_json:
+        print(
+            f"{'product':20} {'tokens':>6} {'inputs':>6} {'rows 8+4 bit':>13} {'predicted':>10} {'simulated':>10} {'wrong':>6}"
+        )
+        for name, (tokens, inputs, high, low) in shapes.items():
+            result = results[name]
+            print(
+                f"{name:20} {tokens:6} {inputs:6} {f'{high}+{low}':>13} {result.predicted_cycles:10,} "
+                f"{result.simulated_cycles:10,} {result.mismatching_outputs:6}"
+            )
+        print(f"array {array} {backend}, {sum(r.outputs for r in results.values()):,} outputs compared")
+    wrong = [name for name, r in results.items() if r.mismatching_outputs]
+    late = [name for name, r in results.items() if not stall and r.predicted_cycles != r.simulated_cycles]
+    if wrong or late:
+        raise QuasarError(f"the RTL differs from the model: outputs of {wrong}, cycles of {late}; please report it")
+    from dataclasses import asdict
+
+    return {"accelerator": config.to_dict(), "products": {name: asdict(result) for name, result in results.items()}}
+
+
+def _product_shapes(what: str, ratio: float) -> dict[str, tuple[int, int, int, int]]:
+    """Tokens, inputs, 8-bit and 4-bit rows of each different product of a network, named by its first layer."""
+    shapes: dict[tuple[int, int, int, int], str] = {}
+    for layer in _workload(what, ratio).gemms:
+        shapes.setdefault((layer.tokens, layer.inputs, layer.rows_high, layer.rows_low), layer.name)
+    return {name: shape for shape, name in shapes.items()}
+
+
+def _one_shape(text: str, rows8: int | None) -> dict[str, tuple[int, int, int, int]]:
+    sizes = text.lower().split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise UsageError(f"--gemm must look like 17x64x96 (tokens, inputs, rows), not '{text}'")
+    tokens, inputs, rows = map(int, sizes)
+    high = rows if rows8 is None else rows8
+    if not 0 <= high <= rows:
+        raise UsageError(f"--rows8 must be from 0 to the {rows} rows of --gemm, not {rows8}")
+    return {"gemm": (tokens, inputs, high, rows - high)}
 
 
 @hw_app.command()
