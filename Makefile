@@ -14,12 +14,14 @@ help:
 
 # A stamp names the extras that are installed; it is made anew when the dependencies change.
 $(VENV)/.export: setup.cfg
+	@echo "installing into $(VENV) (torch alone is several GB; this takes a few minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	touch $@
 
 $(VENV)/.dev: setup.cfg
+	@echo "installing into $(VENV) (torch alone is several GB; this takes a few minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'

@@ -98,7 +98,9 @@ def predicted_cycles(config: AcceleratorConfig, gemm: IntegerGemm) -> int:
 def engine_config(
     *, array: tuple[int, int], backend: str, activations: str, stream_bits: int, shapes: Sequence[tuple[int, int]]
 ) -> AcceleratorConfig:
-    """An engine whose buffers just hold products of the given tokens and inputs; streamed activations come word by word.
+    """An engine whose buffers just hold products of the given tokens and inputs.
+
+    Streamed activations come a word of the array (`8 * inputs` bits) at a time.
 
     Raises:
         UsageError: a size is impossible; the message names it.

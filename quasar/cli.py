@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hwmodel.errors import QuasarError, UsageError
+from hwmodel.errors import UsageError
 from quasar.cli_hw import hw_app
-from quasar.command import Debug, Json, command
+from quasar.command import CheckFailedError, Debug, Json, command
 
 app = typer.Typer(
     name="quasar",
@@ -104,7 +104,7 @@ def train(
         probes = pipeline.train_stage(run, settings, splits)
     if not as_json:
         summary.print_probes(probes)
-        print(f"next: quasar search {run.path}")
+        print(f"next: {summary.program()} search {run.path}")
     return {"run": str(run.path), "probes": {name: asdict(probe) for name, probe in probes.items()}}
 
 
@@ -132,7 +132,7 @@ def search(
         front = pipeline.search_stage(folder, settings, overwrite=overwrite)
     if not as_json:
         summary.print_front(front, {})
-        print(f"next: quasar export {run}")
+        print(f"next: {summary.program()} export {run}")
     return front
 
 
@@ -151,7 +151,7 @@ def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, deb
         bundles = pipeline.export_stage(folder, settings, overwrite=overwrite)
     if not as_json:
         summary.print_front(front, bundles)
-        print(f"next: quasar verify {run}")
+        print(f"next: {summary.program()} verify {run}")
     return {"bundles": [str(path) for path in bundles.values()]}
 
 
@@ -214,9 +214,11 @@ def verify(
     if not as_json:
         summary.print_verification(reports)
     failed = [name for name, report in reports.items() if not report["passed"]]
+    document = {"passed": not failed, "bundles": reports}
     if failed:
-        raise QuasarError(f"{path}: {', '.join(failed)} differ from the extracted subnets by more than the tolerance")
-    return {"passed": True, "bundles": reports}
+        reason = f"{path}: {', '.join(failed)} differ from the extracted subnets by more than the tolerance"
+        raise CheckFailedError(reason, document)
+    return document
 
 
 app.add_typer(hw_app, name="hw")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwmodel.errors import QuasarError, UsageError
-from quasar.command import Debug, Json, command
+from hwmodel.errors import UsageError
+from quasar.command import CheckFailedError, Debug, Json, command
 
 if TYPE_CHECKING:
     from hwmodel.accelerator import AcceleratorConfig
@@ -54,17 +54,25 @@ def devices(*, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
 def estimate(
     what: What,
     *,
-    device: DeviceName = "zcu102",
+    device: Annotated[
+        str | None, typer.Option(help="Name of a device, or a device file; by default zcu102, or that of the bundle.")
+    ] = None,
     array: Array = None,
     backend: BackendName = None,
     clock_mhz: Clock = None,
-    activations: Activations = "onchip",
+    activations: Annotated[
+        str | None, typer.Option(help="Where activations live between layers: onchip (default) or ddr.")
+    ] = None,
     ratio: Ratio = 1.0,
     plot: Annotated[Path | None, typer.Option(help="Write a roofline of the layers there: .png or .svg.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Estimate latency and resources of a network, layer by layer; what is not given is chosen for it."""
+    """Estimate latency and resources of a network, layer by layer.
+
+    A bundle is estimated on the accelerator that it was exported for, unless an option says otherwise; for all else,
+    what is not given is chosen for the network.
+    """
     from hwmodel.cost import FpgaCostModel
     from hwmodel.device import load_device
     from hwmodel.explore import best_accelerator
@@ -72,16 +80,21 @@ def estimate(
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, not '{plot.name}'")
-    target = load_device(device)
     workload = _workload(what, ratio)
-    accelerator = best_accelerator(
-        [workload],
-        target,
-        clock_mhz=clock_mhz,
-        backend=backend,
-        array=_array(array),
-        activations=activations,
-    )
+    exported = Path(what) / "cost.json"
+    if exported.is_file() and not any((device, array, backend, clock_mhz, activations)):
+        name, accelerator = _read_accelerator(exported)
+        target = load_device(name)
+    else:
+        target = load_device(device or "zcu102")
+        accelerator = best_accelerator(
+            [workload],
+            target,
+            clock_mhz=clock_mhz,
+            backend=backend,
+            array=_array(array),
+            activations=activations or "onchip",
+        )
     cost = FpgaCostModel(target, accelerator).estimate(workload)
     if plot is not None:
         title = f"{Path(what).name} on {target.name}: array {accelerator.array_rows}x{accelerator.array_inputs} "
@@ -177,6 +190,8 @@ def simulate(
     debug: Debug = False,
 ) -> dict[str, Any]:
     """Run products on the RTL in simulation, with random codes, against the cycle model and the integer reference."""
+    from dataclasses import asdict
+
     import numpy as np
 
     from hwmodel.integer import IntegerGemm
@@ -204,9 +219,8 @@ def simulate(
     ]
     results = dict(zip(shapes, run_simulation(config, jobs), strict=True))
     if not as_json:
-        print(
-            f"{'product':20} {'tokens':>6} {'inputs':>6} {'rows 8+4 bit':>13} {'predicted':>10} {'simulated':>10} {'wrong':>6}"
-        )
+        print(f"{'product':20} {'tokens':>6} {'inputs':>6} {'rows 8+4 bit':>13} ", end="")
+        print(f"{'predicted':>10} {'simulated':>10} {'wrong':>6}")
         for name, (tokens, inputs, high, low) in shapes.items():
             result = results[name]
             print(
@@ -214,13 +228,18 @@ def simulate(
                 f"{result.simulated_cycles:10,} {result.mismatching_outputs:6}"
             )
         print(f"array {array} {backend}, {sum(r.outputs for r in results.values()):,} outputs compared")
+    document = {
+        "accelerator": config.to_dict(),
+        "products": {name: asdict(result) for name, result in results.items()},
+    }
     wrong = [name for name, r in results.items() if r.mismatching_outputs]
     late = [name for name, r in results.items() if not stall and r.predicted_cycles != r.simulated_cycles]
     if wrong or late:
-        raise QuasarError(f"the RTL differs from the model: outputs of {wrong}, cycles of {late}; please report it")
-    from dataclasses import asdict
-
-    return {"accelerator": config.to_dict(), "products": {name: asdict(result) for name, result in results.items()}}
+        raise CheckFailedError(
+            f"the RTL differs from the model: outputs of {wrong or 'none'}, cycles of {late or 'none'}; report it",
+            document,
+        )
+    return document
 
 
 def _product_shapes(what: str, ratio: float) -> dict[str, tuple[int, int, int, int]]:
@@ -312,7 +331,6 @@ def calibrate(
 
 def _accelerator(array: str | None, backend: str | None, path: Path | None) -> AcceleratorConfig:
     """The configuration of a design: from a file, or from its shape and backend with the RTL's defaults."""
-    from hwmodel.accelerator import AcceleratorConfig
     from hwmodel.calibrate import design_config
 
     if path is None:
@@ -322,20 +340,28 @@ def _accelerator(array: str | None, backend: str | None, path: Path | None) -> A
         return design_config(array=shape, backend=backend)
     if array or backend:
         raise UsageError("--accelerator says array and backend itself; leave out --array and --backend")
+    return _read_accelerator(path)[1]
+
+
+def _read_accelerator(path: Path) -> tuple[str, AcceleratorConfig]:
+    """Device and accelerator in the `cost.json` of a bundle or in what `quasar hw estimate --json` printed."""
     import json
 
+    from hwmodel.accelerator import AcceleratorConfig
     from hwmodel.errors import DamagedInputError
 
+    remedy = "write it with 'quasar hw estimate --json'"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"accelerator file '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise DamagedInputError(f"{path}: not JSON; write it with 'quasar hw estimate --json'") from error
-    if not isinstance(document, dict) or not isinstance(document.get("accelerator"), dict):
-        raise DamagedInputError(f"{path}: has no key 'accelerator'; write it with 'quasar hw estimate --json'")
+        raise DamagedInputError(f"{path}: not JSON; {remedy}") from error
+    for key, kind in (("device", str), ("accelerator", dict)):
+        if not isinstance(document, dict) or not isinstance(document.get(key), kind):
+            raise DamagedInputError(f"{path}: has no key '{key}'; {remedy}")
     try:
-        return AcceleratorConfig.from_dict(document["accelerator"])
+        return document["device"], AcceleratorConfig.from_dict(document["accelerator"])
     except UsageError as error:
         raise DamagedInputError(f"{path}: {error}") from error
 

@@ -22,6 +22,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 INTERRUPTED = 130
 
 
+class CheckFailedError(QuasarError):
+    """A check ran to its end and found a difference; `document` is what `--json` prints nevertheless."""
+
+    def __init__(self, message: str, document: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.document = document
+
+
 def command(function: Callable[P, Any]) -> Callable[P, None]:
     """Turns what a command returns into output, and errors into one line and an exit code.
 
@@ -36,6 +44,10 @@ def command(function: Callable[P, Any]) -> Callable[P, None]:
             if as_json:
                 print(json.dumps(document))
             sys.stdout.flush()  # what stdout refuses is to be noticed here, not at exit
+        except CheckFailedError as error:
+            if as_json:
+                print(json.dumps(error.document))
+            fail(str(error), error.exit_code, as_json=False)
         except QuasarError as error:
             if debug:
                 traceback.print_exc()

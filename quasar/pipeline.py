@@ -293,9 +293,10 @@ def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[
             progress(len(bundles), len(feasible), name)
             subnet = Subnet.from_dict(target["subnet"], source=str(run.front))
             accelerator = AcceleratorConfig.from_dict(target["accelerator"])
-            bundles[name] = write_bundle(
+            bundles[name] = run.export / name
+            write_bundle(
                 extract(supernet, subnet),
-                run.export / name,
+                bundles[name],
                 overwrite=overwrite,
                 info=BundleInfo(
                     latency_ms=None if target["fps"] else target["latency_ms"],

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +99,12 @@ def print_next(run: RunFolder, bundles: Mapping[str, Path]) -> None:
     print(f"report:  {run.report}")
     for path in bundles.values():
         print(f"export:  {path}")
-    print(f"next:    quasar verify {run.path}")
+    print(f"next:    {program()} verify {run.path}")
+
+
+def program() -> str:
+    """How the user can call this program again: its name, or its path if the shell would not find it."""
+    return "quasar" if shutil.which("quasar") else sys.argv[0]
 
 
 def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:

@@ -29,6 +29,21 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Metadata:
+    """What a checkpoint says beside its tensors; see `Checkpoint`."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    space: SearchSpace
+    supernet: SupernetConfig
+    epoch: int
+    step: int
+    best_accuracy: float
+    train_digest: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """The state of a training run after `epoch` epochs.
 
@@ -84,21 +99,19 @@ class Checkpoint:
             raise DamagedInputError(f"{path}: is not a checkpoint of a Quasar supernet (no 'quasar' metadata)")
         if about["format"] != FORMAT:
             raise DamagedInputError(f"{path}: has checkpoint format {about['format']}, this version reads {FORMAT}")
-        source = f"{path} (metadata)"
-        try:
-            return Checkpoint(
-                space=validate(SearchSpace, about["space"], source=source, error=DamagedInputError),
-                supernet=validate(SupernetConfig, about["supernet"], source=source, error=DamagedInputError),
-                model={k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)},
-                optimizer={k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)},
-                epoch=about["epoch"],
-                step=about["step"],
-                best_accuracy=about["best_accuracy"],
-                train_digest=about["train_digest"],
-                settings=about["settings"],
-            )
-        except KeyError as error:
-            raise DamagedInputError(f"{source}: key {error} is missing") from None
+        about = {key: value for key, value in about.items() if key != "format"}
+        known = validate(_Metadata, about, source=f"{path} (metadata)", error=DamagedInputError)
+        return Checkpoint(
+            space=known.space,
+            supernet=known.supernet,
+            model={k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)},
+            optimizer={k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)},
+            epoch=known.epoch,
+            step=known.step,
+            best_accuracy=known.best_accuracy,
+            train_digest=known.train_digest,
+            settings=known.settings,
+        )
 
     @property
     def digest(self) -> str:

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import yaml
 from matplotlib import image
 
+from hwmodel import simulate as simulation
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import device_names, load_device
 from hwmodel.explore import best_accelerator
@@ -166,3 +168,56 @@ class TestCalibrate:
         assert len(result.error.strip().splitlines()) == 1
         assert sorted(path.name for path in here.iterdir()) == before
         assert (here / "there.yaml").read_text() == "name: x\n"
+
+
+class TestSimulate:
+    needs_verilator = pytest.mark.skipif(shutil.which("verilator") is None, reason="verilator is not installed")
+
+    @needs_verilator
+    def test_one_product_agrees_with_the_model(self, cli):
+        one = ("hw", "simulate", "--gemm", "9x10x11", "--rows8", "4", "--array", "4x4", "--json")
+        result = cli(*one)
+        assert result.code == 0, result
+        product = json.loads(result.out)["products"]["gemm"]
+        assert product["predicted_cycles"] == product["simulated_cycles"] > 9 * 3
+        assert (product["outputs"], product["mismatching_outputs"]) == (99, 0)
+        stalled = cli(
+            "hw", "simulate", "--gemm", "9x10x11", "--rows8", "4", "--array", "4x4", "--stall", "0.3", "--json"
+        )
+        product = json.loads(stalled.out)["products"]["gemm"]
+        assert product["simulated_cycles"] > product["predicted_cycles"]
+        assert product["mismatching_outputs"] == 0
+
+    @needs_verilator
+    def test_every_product_of_a_subnet_agrees(self, cli, subnet, space):
+        result = cli("hw", "simulate", subnet, "--array", "4x4")
+        assert result.code == 0, result
+        for layer in lower(space.largest()).gemms[:7]:
+            assert layer.name in result.out
+
+    @needs_verilator
+    def test_a_difference_fails_but_is_printed(self, cli, monkeypatch):
+        monkeypatch.setattr(simulation, "predicted_cycles", lambda config, gemm: 1)
+        result = cli("hw", "simulate", "--gemm", "3x4x5", "--array", "4x4", "--json")
+        assert result.code == 1
+        assert json.loads(result.out)["products"]["gemm"]["predicted_cycles"] == 1
+        assert "cycles of ['gemm']" in result.error
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "give either a network or --gemm"),
+            (("--gemm", "3x4"), "--gemm must look like 17x64x96"),
+            (("--gemm", "0x3x4"), "a product needs tokens, inputs and rows"),
+            (("--gemm", "3x4x5", "--rows8", "9"), "--rows8 must be from 0 to the 5 rows"),
+            (("--gemm", "3x4x5", "--backend", "dul"), "unknown backend 'dul': did you mean 'dual'"),
+            (("--gemm", "3x4x5", "--stall", "2"), "stall must be a probability"),
+            (("--gemm", "3x4x5", "--array", "64x64"), "too large to simulate"),
+            (("--gemm", "3x4x5", "--array", "4"), "an array must look like 32x32"),
+        ],
+    )
+    def test_bad_input_gets_one_line(self, cli, arguments, message):
+        result = cli("hw", "simulate", *arguments)
+        assert (result.code, result.out) == (2, "")
+        assert message in result.error
+        assert len(result.error.strip().splitlines()) == 1
