@@ -58,11 +58,7 @@ def run_command(
     settings = load_config(config, overrides or ())
     from quasar import pipeline, summary
 
-    pipeline.check_names(settings)
-    # What cannot work is said before hours of training, and before a folder is made or cleared.
-    pipeline.check_targets(settings)
-    pipeline.set_up_torch(settings)
-    splits = pipeline.open_splits(settings)
+    splits = pipeline.prepare(settings)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
         pipeline.train_stage(run, settings, splits)
         if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
@@ -96,10 +92,7 @@ def train(
 
     from quasar import pipeline, summary
 
-    pipeline.check_names(settings)
-    pipeline.check_targets(settings)
-    pipeline.set_up_torch(settings)
-    splits = pipeline.open_splits(settings)
+    splits = pipeline.prepare(settings)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
         probes = pipeline.train_stage(run, settings, splits)
     if not as_json:

@@ -38,6 +38,20 @@ from supernet.vit import SupernetViT
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 
 
+def prepare(config: RunConfig) -> tuple[Split, Split]:
+    """Opens the data after all checks: what cannot work is said before hours of training, and before a folder is made.
+
+    Raises:
+        UsageError: an unknown name, no GPU, or data that do not fit the space.
+        InfeasibleError: no subnet of the space meets any target.
+        DamagedInputError: data that cannot be read.
+    """
+    check_names(config)
+    check_targets(config)
+    set_up_torch(config)
+    return open_splits(config)
+
+
 def check_names(config: RunConfig) -> None:
     """Raises `UsageError` for unknown names of devices, data sets, algorithms and operators, before any work."""
     from supernet.data.registry import DATASETS
