@@ -104,7 +104,8 @@ def print_next(run: RunFolder, bundles: Mapping[str, Path]) -> None:
 
 def program() -> str:
     """How the user can call this program again: its name, or its path if the shell would not find it."""
-    return "quasar" if shutil.which("quasar") else sys.argv[0]
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "quasar" and not shutil.which("quasar") else "quasar"
 
 
 def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:
