@@ -114,6 +114,7 @@ def test_kill_9_and_resume(start, tmp_path):
         "from supernet.data.splits import open_train\n"
         "from supernet.space import SearchSpace\n"
         "from supernet.train import train\n"
+        "torch.set_num_threads(1)  # as in this process: sums depend on the number of threads\n"
         "space = SearchSpace(num_classes=10, in_chans=1, patch_size=2, head_dim=4, image_size=(6, 8),\n"
         "    embed_dim=(12, 16), depth=(1, 2, 3), num_heads=(1, 2, 3), mlp_ratio=(1.5, 2),\n"
         "    high_precision_ratio=(0, 0.3, 1))\n"
