@@ -357,7 +357,7 @@ def _read_accelerator(path: Path) -> tuple[str, AcceleratorConfig]:
         raise UsageError(f"accelerator file '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DamagedInputError(f"{path}: not JSON; {remedy}") from error
-    for key, kind in (("device", str), ("accelerator", dict)):
+    for key, kind in (("accelerator", dict), ("device", str)):
         if not isinstance(document, dict) or not isinstance(document.get(key), kind):
             raise DamagedInputError(f"{path}: has no key '{key}'; {remedy}")
     try:

@@ -39,9 +39,12 @@ def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, An
         if subnet is None:
             raise UsageError(f"{path} is a run folder: say which subnet with --subnet ({', '.join(_known(run))})")
         label, chosen = subnet, _subnet(run, subnet)
-        supernet, _ = pipeline.load_supernet(run, config)
+        supernet, checkpoint = pipeline.load_supernet(run, config)
         module = extract(supernet, chosen)
-        images = pipeline.open_test_split(config) if split == "test" else pipeline.open_splits(config)[1]
+        train_split, images = pipeline.open_splits(config)
+        pipeline.check_same_images(train_split, checkpoint, run)
+        if split == "test":
+            images = pipeline.open_test_split(config)
     result = evaluate(module, images, batch_size=256)
     return {"subnet": label, "digest": module.subnet.digest, "split": split, **asdict(result)}
 
@@ -75,8 +78,15 @@ def _run(path: Path) -> RunFolder:
 
 
 def _bundle_split(bundle: Bundle, split: str) -> Split:
+    """The split that the bundle was measured on; raises `UsageError` if the data set has changed since."""
     data, size = bundle.config.data, bundle.config.training_image_size
-    return open_test(data, image_size=size) if split == "test" else open_train(data, image_size=size, seed=0)[1]
+    images = open_test(data, image_size=size) if split == "test" else open_train(data, image_size=size, seed=0)[1]
+    if images.digest != bundle.manifest.data_digests.get(split):
+        raise UsageError(
+            f"{bundle.folder}: the {split} images of '{data.name}' are not those that the bundle was measured on; "
+            "restore the data set, or export again"
+        )
+    return images
 
 
 def _targets(run: RunFolder) -> dict[str, Subnet]:

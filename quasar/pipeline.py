@@ -169,6 +169,15 @@ def load_supernet(run: RunFolder, config: RunConfig) -> tuple[SupernetViT, Check
     return checkpoint.build(source=str(run.checkpoint)).to(set_up_torch(config)), checkpoint
 
 
+def check_same_images(train_split: Split, checkpoint: Checkpoint, run: RunFolder) -> None:
+    """Raises `UsageError` if the data set has changed since training: its splits would be drawn anew and mix."""
+    if train_split.digest != checkpoint.train_digest:
+        raise UsageError(
+            f"{run.path}: the training images are not those of {run.checkpoint}, so validation and test images may "
+            "have been trained on; restore the data set, or train again"
+        )
+
+
 def search_stage(run: RunFolder, config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Searches, reads the test split once for the chosen subnets, and writes `front.json` and a picture of it.
 
@@ -180,9 +189,11 @@ def search_stage(run: RunFolder, config: RunConfig, *, overwrite: bool = False) 
     """
     accelerator = choose_accelerator(config.space, config.hardware)
     cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
-    supernet, _ = load_supernet(run, config)
-    _, val_split = open_splits(config)
+    supernet, checkpoint = load_supernet(run, config)
+    train_split, val_split = open_splits(config)
+    check_same_images(train_split, checkpoint, run)
     if overwrite:
+        check_targets(config)  # a search that cannot find anything must not cost the one before it
         run.remove("search", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     with stage("search") as progress:
@@ -295,6 +306,7 @@ def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[
     front = run.read_front()
     supernet, checkpoint = load_supernet(run, config)
     train_split, val_split = open_splits(config)
+    check_same_images(train_split, checkpoint, run)
     test_digest = open_test_split(config).digest
     device = load_device(front["device"])
     feasible = [target for target in front["targets"] if target["status"] == "ok"]

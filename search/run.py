@@ -7,6 +7,7 @@ the algorithm asks for the same subnets again and those in the journal are not e
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,10 +134,16 @@ def infeasible_reason(target: Target, bounds: LatencyBounds) -> str | None:
     if target.limit_ms >= bounds.fastest_ms:
         return None
     return (
-        f"no subnet of the space meets {target}: the fastest takes {bounds.fastest_ms:.6g} ms "
-        f"({1000 / bounds.fastest_ms:.6g} FPS); give the space smaller choices, or the device a larger array "
+        f"no subnet of the space meets {target}: the fastest takes {_up(bounds.fastest_ms)} ms "
+        f"({math.floor(1000 / bounds.fastest_ms)} FPS); give the space smaller choices, or the device a larger array "
         "or a faster clock"
     )
+
+
+def _up(latency_ms: float) -> str:
+    """Six digits, rounded up: as a target it can be met."""
+    step = 10.0 ** (math.floor(math.log10(latency_ms)) - 5)
+    return f"{math.ceil(latency_ms / step - 1e-6) * step:.6g}"
 
 
 def _choose(target: Target, trials: list[Trial], space: SearchSpace, bounds: LatencyBounds) -> Choice:

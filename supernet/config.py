@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,5 +52,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm must be positive or null, not {self.clip_grad_norm}")
+        for name in ("lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad_norm"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")

@@ -108,8 +108,8 @@ def model_card(
             "## Verify it",
             "",
             "`quasar verify FOLDER` checks every file against `manifest.json` and compares this ONNX model with the",
-            "torch model on the whole test set. The cost is in `cost.json`; `quasar hw estimate` recomputes it from",
-            "`subnet.yaml`.",
+            "torch model on the whole test set. The cost is in `cost.json`; `quasar hw estimate FOLDER` recomputes it",
+            "for the accelerator there.",
             "",
         ]
     )

@@ -663,7 +663,7 @@ class TestSystem:
         assert result.error == "error: some/file: Input/output error"
 
     def test_diverging_training(self, cli, config):
-        result = cli("train", config, "train.lr=.inf")
+        result = cli("train", config, "train.lr=1.0e+30", "train.clip_grad_norm=null")
         assert result.code == 1
         assert "the loss became nan in epoch 1; lower train.lr" in result.error
         assert cli("train", config, "--overwrite").code == 0  # as the message says

@@ -319,14 +319,21 @@ class TestInfeasible:
         assert "infeasible" in cli("export", "runs/tiny", "--overwrite").out
         assert "infeasible" in Path("runs/tiny/report.html").read_text(encoding="utf-8")
 
-    def test_search_writes_why(self, cli, run):
+    def test_a_hopeless_search_does_not_cost_the_one_before(self, cli, run):
+        before = read_front(run)
         result = cli("search", run, "search.targets=[{fps: 1.0e+8}]", "--overwrite")
         assert result.code == 4
         assert "no subnet of the space meets 1e+08 FPS" in result.error
-        front = read_front(run)
+        assert read_front(run) == before
+        assert cli("verify", run).code == 0
+
+    def test_a_first_search_writes_why(self, cli, config):
+        assert cli("train", config).code == 0
+        assert cli("search", "runs/tiny", "search.targets=[{fps: 1.0e+8}]").code == 4
+        front = read_front(Path("runs/tiny"))
         assert [target["status"] for target in front["targets"]] == ["infeasible"]
         assert front["pareto"] == []
-        assert cli("report", run).code == 0
+        assert cli("report", "runs/tiny").code == 0
 
     def test_target_that_no_evaluated_subnet_meets(self, cli, run, monkeypatch):
         """It can be met, but the budget was spent elsewhere: said so, with the nearest that was found."""

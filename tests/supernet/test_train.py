@@ -220,7 +220,7 @@ def test_bad_checkpoints_are_named(saved, tmp_path):
     for about, message in (
         ({"format": 99}, "has checkpoint format 99"),
         ({"format": 1}, "key 'space' is missing"),
-        ({"format": 1, "space": {"depth": [1]}}, "key 'num_classes' is missing"),
+        ({"format": 1, "space": {"depth": [1]}}, "key 'space.num_classes' is missing"),
     ):
         safetensors.torch.save_file({"x": torch.zeros(1)}, foreign, metadata={"quasar": json.dumps(about)})
         with pytest.raises(DamagedInputError, match=message):
