@@ -7,6 +7,7 @@ written at the end of epochs, so a resumed run continues as if it had not stoppe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,18 +98,9 @@ def train(
     if start is not None and start.epoch >= config.epochs:
         progress(total, total, "was finished before")
         return TrainResult(checkpoint=last, probes=probe(model, val_split, batch_size=4 * config.batch_size))
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    optimizer, scheduler = _optimizer_and_schedule(model, config, steps)
     if start is not None:
         _restore_optimizer(optimizer, start.optimizer, source=str(last))
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=total,
-        lr_min=config.min_lr,
-        warmup_t=round(config.warmup_epochs * steps),
-        warmup_lr_init=config.min_lr,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
     first_epoch, step, best = (0, 0, -1.0) if start is None else (start.epoch, start.step, start.best_accuracy)
     probes: dict[str, Evaluation] = {}
     with _metrics(folder, epochs_done=first_epoch) as log:
@@ -122,12 +114,7 @@ def train(
                 loss_sum += _step(model, optimizer, x_BCHW, y_B, subnet=_subnet(space, seed, step), config=config)
                 step += 1
                 progress(step, total, _summary(epoch, config.epochs, probes))
-            loss = loss_sum.item() / steps
-            if not np.isfinite(loss):
-                raise QuasarError(
-                    f"training: the loss became {loss} in epoch {epoch + 1}; lower train.lr (now {config.lr}) or set "
-                    "train.clip_grad_norm, and start over with --overwrite"
-                )
+            loss = _finite_loss(loss_sum.item() / steps, epoch, config)
             model.refresh_clips()
             last_epoch = epoch + 1 == config.epochs
             evaluated = last_epoch or (epoch + 1) % config.eval_every == 0
@@ -161,6 +148,33 @@ def train(
                 state.save(last.with_name("best.safetensors"))
             state.save(last)
     return TrainResult(checkpoint=last, probes=probes)
+
+
+def _optimizer_and_schedule(
+    model: SupernetViT, config: TrainConfig, steps: int
+) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """AdamW, and the learning rate by step, with `steps` of them in an epoch."""
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=steps * config.epochs,
+        lr_min=config.min_lr,
+        warmup_t=round(config.warmup_epochs * steps),
+        warmup_lr_init=config.min_lr,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+    return optimizer, scheduler
+
+
+def _finite_loss(loss: float, epoch: int, config: TrainConfig) -> float:
+    """The mean loss of an epoch; raises `QuasarError` if training has diverged."""
+    if not math.isfinite(loss):
+        raise QuasarError(
+            f"training: the loss became {loss} in epoch {epoch + 1}; lower train.lr (now {config.lr}) or set "
+            "train.clip_grad_norm, and start over with --overwrite"
+        )
+    return loss
 
 
 def _subnet(space: SearchSpace, seed: int, step: int) -> Subnet:

@@ -109,11 +109,14 @@ class TestExisting:
     def test_resume_under_another_spelling_of_its_place(self, begun, config, spelt):
         other = load_config(config, [f"output_dir={spelt.format(cwd=Path.cwd())}"])
         open_and_close(other, resume=True)
+        assert begun.config().folder == begun.path  # nothing was begun elsewhere
 
     def test_resume_after_a_move(self, begun, config):
         shutil.move("runs", "moved")
         moved = load_config(config, ["output_dir=moved"])
         open_and_close(moved, resume=True)
+        assert RunFolder(moved.folder).config().folder == moved.folder
+        assert not Path("runs").exists()
 
     @pytest.mark.parametrize("content", ["", "a: [1", "- 1"])
     def test_resume_with_a_damaged_configuration(self, begun, settings, contents, content):
@@ -191,6 +194,7 @@ class TestLock:
         holder.kill()
         holder.wait()
         open_and_close(settings, resume=True)
+        assert (begun.path / ".lock").read_text(encoding="utf-8") == str(os.getpid())
 
     def test_is_released_and_taken_again(self, begun):
         for _ in range(2):
