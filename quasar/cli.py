@@ -62,9 +62,9 @@ def run_command(
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
         pipeline.train_stage(run, settings, splits)
         if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
-            pipeline.search_stage(run, settings)
+            pipeline.search_stage(run, settings, splits)
         front = run.read_front()
-        bundles = pipeline.export_stage(run, settings, overwrite=True)
+        bundles = pipeline.export_stage(run, settings, splits, overwrite=True)
         pipeline.report_stage(run)
     if not as_json:
         summary.print_front(front, bundles)
@@ -122,7 +122,7 @@ def search(
     pipeline.check_names(settings)
     with folder.locked():
         pipeline.check_search(folder, settings, resume=resume, overwrite=overwrite)
-        front = pipeline.search_stage(folder, settings, overwrite=overwrite)
+        front = pipeline.search_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
     if not as_json:
         summary.print_front(front, {})
         print(f"next: {summary.program()} export {run}")
@@ -141,7 +141,7 @@ def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, deb
 
     with folder.locked():
         front = folder.read_front()
-        bundles = pipeline.export_stage(folder, settings, overwrite=overwrite)
+        bundles = pipeline.export_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
     if not as_json:
         summary.print_front(front, bundles)
         print(f"next: {summary.program()} verify {run}")

@@ -178,7 +178,9 @@ def check_same_images(train_split: Split, checkpoint: Checkpoint, run: RunFolder
         )
 
 
-def search_stage(run: RunFolder, config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+def search_stage(
+    run: RunFolder, config: RunConfig, splits: tuple[Split, Split], *, overwrite: bool = False
+) -> dict[str, Any]:
     """Searches, reads the test split once for the chosen subnets, and writes `front.json` and a picture of it.
 
     Args:
@@ -190,7 +192,7 @@ def search_stage(run: RunFolder, config: RunConfig, *, overwrite: bool = False) 
     accelerator = choose_accelerator(config.space, config.hardware)
     cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
     supernet, checkpoint = load_supernet(run, config)
-    train_split, val_split = open_splits(config)
+    train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
@@ -296,7 +298,7 @@ def target_folder(target: dict[str, Any]) -> str:
     return target_folder_name(latency_ms=target["latency_ms"] if fps is None else None, fps=fps)
 
 
-def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[str, Path]:
+def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split], *, overwrite: bool) -> dict[str, Path]:
     """Writes a bundle for the chosen subnet of each feasible target; gives the folders by the targets' folder names.
 
     Raises:
@@ -305,7 +307,7 @@ def export_stage(run: RunFolder, config: RunConfig, *, overwrite: bool) -> dict[
     """
     front = run.read_front()
     supernet, checkpoint = load_supernet(run, config)
-    train_split, val_split = open_splits(config)
+    train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
     test_digest = open_test_split(config).digest
     device = load_device(front["device"])
