@@ -1,8 +1,6 @@
 """Simulation of the RTL engine (`hwmodel/rtl`) with Verilator: cycles and outputs against the model and the reference.
 
-A build belongs to one set of RTL parameters and serves any number of products. It is kept under
-`$XDG_CACHE_HOME/quasar` (or `~/.cache/quasar`), in a folder named by a hash of the sources, the parameters and the
-version of Verilator; it appears there by a rename, so that an interrupted build leaves nothing behind that looks whole.
+A build (`hwmodel.rtl_build`) belongs to one set of RTL parameters and serves any number of products.
 
 With activations "onchip" the buffer is filled by a command first, whose cycles are reported apart. With "ddr" they
 stream in again for every tile. Predicted cycles (`hwmodel.cycles`) hold for streams that never pause; with a stall
@@ -11,12 +9,8 @@ probability, only the outputs are to be compared.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import shutil
 import struct
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +24,8 @@ from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.cycles import PARAMETER_BYTES, gemm_cycles
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import Int8Array, IntegerGemm
+from hwmodel.rtl_build import build, run
 from hwmodel.workload import Gemm, Population, Workload
-
-RTL_FOLDER = Path(__file__).with_name("rtl")
 
 #: beyond this many DSPs a build takes many minutes
 LARGEST_ARRAY_DSPS = 1024
@@ -139,11 +132,11 @@ def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[S
         layout.check(job.gemm)
         caps.append(job.cycle_cap or round((10 * (cycles + layout.fill_beats(job.gemm)) + 1000) / (1 - job.stall) ** 2))
         payload.append(layout.encode(job, cap=caps[-1]))
-    program = _built(layout)
+    program = build("quasar_gemm", parameters=layout.parameters, bench="bench.cpp", defines=layout.beat_bytes)
     with tempfile.TemporaryDirectory(prefix="quasar-") as folder:
         jobs_file, results_file = Path(folder, "jobs"), Path(folder, "results")
         jobs_file.write_bytes(b"".join(payload))
-        _run([str(program), str(jobs_file), str(results_file)], what="the simulation")
+        run([str(program), str(jobs_file), str(results_file)], what="the simulation")
         data = results_file.read_bytes()
     results, at = [], 0
     for index, (job, codes) in enumerate(zip(jobs, expected, strict=True)):
@@ -210,6 +203,15 @@ class _Layout:
             "PO": config.output_stream_bits,
             "MAX_TOKENS": config.max_tokens,
             "ACT_WORDS": self.buffer_words,
+        }
+
+    @property
+    def beat_bytes(self) -> dict[str, int]:
+        """Bytes in a beat of each stream, as the test bench names them."""
+        return {
+            "A_BYTES": self.activation_bits // 8,
+            "W_BYTES": self.config.weight_stream_bits // 8,
+            "O_BYTES": self.lanes,
         }
 
     def check(self, gemm: IntegerGemm) -> None:
@@ -344,66 +346,3 @@ def _nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Pairs of 4-bit codes along the last axis, the first one in the lower half of the byte."""
     pairs = _padded(codes, unit=2).astype(np.uint8) & 15
     return np.asarray(pairs[..., 0::2] | pairs[..., 1::2] << 4, dtype=np.uint8)
-
-
-def _built(layout: _Layout) -> Path:
-    """The simulation program for these parameters, from the cache or built now."""
-    verilator = _tool("verilator", package="verilator")
-    compiler = _tool("g++", package="g++")
-    _tool("make", package="make")
-    sources = sorted(RTL_FOLDER.glob("*.vlt")) + sorted(RTL_FOLDER.glob("*.sv")) + [RTL_FOLDER / "bench.cpp"]
-    version = _run([verilator, "--version"], what="verilator")
-    digest = hashlib.sha256(repr((version, compiler, layout.parameters)).encode())
-    for source in sources:
-        digest.update(source.name.encode() + source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
-    program = cache / digest.hexdigest()[:24] / "Vquasar_gemm"
-    if program.exists():
-        return program
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as folder:
-            _build(verilator, sources, layout, Path(folder))
-            whole = Path(folder, "whole")
-            whole.mkdir()
-            Path(folder, program.name).rename(whole / program.name)
-            try:
-                whole.rename(program.parent)
-            except OSError:
-                if not program.exists():  # otherwise another process was faster
-                    raise
-    except OSError as error:
-        raise QuasarError(f"{cache}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
-    return program
-
-
-def _build(verilator: str, sources: Sequence[Path], layout: _Layout, folder: Path) -> None:
-    config = layout.config
-    widths = {
-        "A_BYTES": layout.activation_bits // 8,
-        "W_BYTES": config.weight_stream_bits // 8,
-        "O_BYTES": config.output_stream_bits // 8,
-    }
-    command = [verilator, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal", "--top-module", "quasar_gemm"]
-    # Registers start with random values, so that nothing can lean on an initial zero.
-    command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
-    command += [f"-G{name}={value}" for name, value in layout.parameters.items()]
-    command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in widths.items()), "-Mdir", str(folder)]
-    _run([*command, *map(str, sources)], what="the build of the simulation")
-
-
-def _tool(name: str, *, package: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise UsageError(f"'{name}' is not installed, and simulation needs it; apt-get install {package}")
-    return path
-
-
-def _run(command: Sequence[str], *, what: str) -> str:
-    """Standard output of a program; raises `QuasarError` with its last line if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        problem = next((line for line in lines if line.startswith("%Error") or "error:" in line), lines[-1])
-        raise QuasarError(f"{what} failed with status {done.returncode}: {problem.strip()}")
-    return done.stdout

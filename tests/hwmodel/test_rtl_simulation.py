@@ -1,6 +1,6 @@
 """The RTL in simulation: outputs against the integer reference, cycles against the closed form, both without exception.
 
-The first run builds the engines, into the user's cache (see `hwmodel.simulate`); later runs find them there.
+The first run builds the engines, into the user's cache (see `hwmodel.rtl_build`); later runs find them there.
 """
 
 import math
@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-import hwmodel.simulate
+import hwmodel.rtl_build
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import IntegerGemm
@@ -135,7 +135,7 @@ def test_an_engine_is_built_once(monkeypatch):
     config = engine("atomic", "onchip", **SMALL)
     job = SimulationJob(gemm=IntegerGemm.random(np.random.default_rng(0), tokens=3, inputs=3, rows_high=3, rows_low=3))
     results = simulate(config, [job])
-    monkeypatch.delattr(hwmodel.simulate, "_build")
+    monkeypatch.delattr(hwmodel.rtl_build, "_build")
     assert simulate(config, [job, job]) == results * 2
 
 
@@ -145,7 +145,7 @@ def test_an_engine_is_built_once(monkeypatch):
 def test_lint(backend, array, widths):
     names = ("BACKEND", "P_M", "P_K", "PW", "PA", "PO")
     values = [f"-G{name}={value}" for name, value in zip(names, (backend, *array, *widths), strict=True)]
-    folder = hwmodel.simulate.RTL_FOLDER
+    folder = hwmodel.rtl_build.RTL_FOLDER
     command = ["verilator", "--lint-only", "-Wall", "--top-module", "quasar_gemm", *values, folder / "waivers.vlt"]
     lint = subprocess.run([*command, *sorted(folder.glob("*.sv"))], capture_output=True, text=True, check=False)
     assert lint.stderr == ""
@@ -154,7 +154,7 @@ def test_lint(backend, array, widths):
 
 @pytest.mark.parametrize("tool", ["verilator", "g++", "make"])
 def test_missing_tools(tool, monkeypatch):
-    monkeypatch.setattr(hwmodel.simulate.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
+    monkeypatch.setattr(hwmodel.rtl_build.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
     gemm = IntegerGemm.random(np.random.default_rng(0), tokens=1, inputs=1, rows_high=1, rows_low=0)
     with pytest.raises(UsageError, match=rf"'{tool.replace('+', '.')}' is not installed.*apt-get install"):
         simulate(engine("dual", "onchip", **SMALL), [SimulationJob(gemm=gemm)])
@@ -232,11 +232,11 @@ MUTATIONS = {
 def test_mistakes_in_the_rtl_are_found(what, monkeypatch, tmp_path):
     name, right, wrong = MUTATIONS[what]
     folder = tmp_path / "rtl"
-    shutil.copytree(hwmodel.simulate.RTL_FOLDER, folder)
+    shutil.copytree(hwmodel.rtl_build.RTL_FOLDER, folder)
     text = (folder / name).read_text()
     assert text.count(right) == 1
     (folder / name).write_text(text.replace(right, wrong))
-    monkeypatch.setattr(hwmodel.simulate, "RTL_FOLDER", folder)
+    monkeypatch.setattr(hwmodel.rtl_build, "RTL_FOLDER", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = engine("dual", "onchip", array_rows=2, array_inputs=2, widths=(256, 16, 16), max_tokens=16)
     jobs = random_jobs(config, 40, seed=3)
