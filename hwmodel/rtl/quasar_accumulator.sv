@@ -17,18 +17,15 @@ module quasar_accumulator #(
     input  logic [TOKEN_W-1:0] drain_token,
     output logic [31:0]        drain_sum
 );
-    logic [31:0] partial [DEPTH];
-    logic [31:0] finished [DEPTH];
     logic [31:0] earlier;
+    wire  [31:0] after = first ? sum : earlier + sum;
 
-    wire [31:0] after = first ? sum : earlier + sum;
-
-    always_ff @(posedge clk) begin
-        earlier <= partial[read_token];
-        if (valid && !last) partial[token] <= after;
-    end
-    always_ff @(posedge clk) begin
-        if (valid && last) finished[token] <= after;
-        if (drain_enable) drain_sum <= finished[drain_token];
-    end
+    quasar_memory #(.WIDTH(32), .DEPTH(DEPTH)) partial (
+        .clk, .write(valid && !last), .write_address(token), .write_data(after),
+        .read(1'b1), .read_address(read_token), .read_data(earlier)
+    );
+    quasar_memory #(.WIDTH(32), .DEPTH(DEPTH)) finished (
+        .clk, .write(valid && last), .write_address(token), .write_data(after),
+        .read(drain_enable), .read_address(drain_token), .read_data(drain_sum)
+    );
 endmodule

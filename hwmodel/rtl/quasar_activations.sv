@@ -28,7 +28,6 @@ module quasar_activations #(
     localparam int LINES = WORDS / WIDE;
     localparam int SELECT_W = $clog2(WIDE);
 
-    logic [WIDE*WORD-1:0] lines [LINES];
     logic [PART_W-1:0]    part;
     logic [ADDRESS_W:0]   taken;       // words before the one that is being filled
     logic [WIDE*WORD-1:0] line;
@@ -63,10 +62,10 @@ module quasar_activations #(
     end
 
     logic [WIDE*WORD-1:0] read_line;
-    always_ff @(posedge clk) begin
-        if (whole) lines[write_address[ADDRESS_W-1:SELECT_W]] <= line;
-        read_line <= lines[read_address[ADDRESS_W-1:SELECT_W]];
-    end
+    quasar_memory #(.WIDTH(WIDE * WORD), .DEPTH(LINES)) lines (
+        .clk, .write(whole), .write_address(write_address[ADDRESS_W-1:SELECT_W]), .write_data(line),
+        .read(1'b1), .read_address(read_address[ADDRESS_W-1:SELECT_W]), .read_data(read_line)
+    );
     if (WIDE == 1) begin : g_single
         assign act = read_line;
     end else begin : g_select

@@ -119,9 +119,8 @@ module quasar_weights #(
     for (genvar i = 0; i < PARAM_BEATS; i++) begin : g_param
         always_ff @(posedge clk) if (param_valid && beat_index == INDEX_W'(i)) assembled[i*PW+:PW] <= beat_data;
     end
-    logic [GROUP_BITS-1:0] entries [2 << GROUP_W];
-    always_ff @(posedge clk) begin
-        if (param_write) entries[{write_slot, write_group}] <= assembled[GROUP_BITS-1:0];
-        if (param_enable) params <= entries[{param_slot, param_group}];
-    end
+    quasar_memory #(.WIDTH(GROUP_BITS), .DEPTH(2 << GROUP_W)) entries (
+        .clk, .write(param_write), .write_address({write_slot, write_group}), .write_data(assembled[GROUP_BITS-1:0]),
+        .read(param_enable), .read_address({param_slot, param_group}), .read_data(params)
+    );
 endmodule
