@@ -6,12 +6,15 @@ Shape suffixes: B images, T tokens, D channels, H heads, N channels of a head, C
 The activations are quantized where the hardware writes them to a buffer: the image, the normalised input of each
 linear, q, k and v, the mixed values, and the hidden units before and after GELU. The residual stream stays wide
 (16 bits in hardware, float here), as do the attention scores.
+
+What leaves GELU is nowhere below -0.17, so symmetric codes would waste nearly half of their range there. That site has
+a zero point; see `ActivationSites` for what it means in integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
@@ -46,43 +49,85 @@ class Norm(NamedTuple):
 
 
 class Observer:
-    """Collects the largest magnitude at each activation site while a model runs; an argument, never module state.
+    """Collects the range of each activation site while a model runs; an argument, never module state.
 
     With `quantize=False` the sites pass their input on unchanged: the first calibration sees float activations.
+
+    Attributes:
+        ranges: the smallest and the largest value seen at each site.
     """
 
     def __init__(self, *, quantize: bool = True) -> None:
         self.quantize = quantize
-        self.largest: dict[tuple[ActivationSites, int], Tensor] = {}
+        self.ranges: dict[tuple[ActivationSites, int], tuple[Tensor, Tensor]] = {}
 
     def record(self, sites: ActivationSites, index: int, x: Tensor) -> None:
-        """Notes the largest magnitude of `x` at one site."""
-        largest = x.detach().abs().amax()
-        seen = self.largest.get((sites, index))
-        self.largest[sites, index] = largest if seen is None else torch.maximum(seen, largest)
+        """Notes the extreme values of `x` at one site."""
+        smallest, largest = x.detach().aminmax()
+        if (sites, index) in self.ranges:
+            seen = self.ranges[sites, index]
+            smallest, largest = torch.minimum(smallest, seen[0]), torch.maximum(largest, seen[1])
+        self.ranges[sites, index] = smallest, largest
 
     def update(self, *, momentum: float) -> None:
-        """Moves the scale of each site seen towards what was seen: `scale = m * scale + (1 - m) * largest / 127`."""
-        for (sites, index), largest in self.largest.items():
-            scale = largest.clamp(min=SMALLEST_SCALE) / sites.limit
-            sites.scale[index].mul_(momentum).add_(scale, alpha=1 - momentum)
-        self.largest.clear()
+        """Moves the range of each site towards the one seen: `m * range + (1 - m) * seen`, at both ends."""
+        for (sites, index), (smallest, largest) in self.ranges.items():
+            sites.move_range(index, smallest, largest, momentum=momentum)
+        self.ranges.clear()
 
 
 class ActivationSites(nn.Module):
-    """Static per-tensor scales of a group of named activation sites."""
+    """Static per-tensor quantization of a group of named activation sites: a scale s and a zero point z each.
+
+    A code q stands for `(q - z) * s`. Symmetric sites have z = 0 and codes in [-127, 127] (8 bits). Asymmetric ones
+    have codes in [-128, 127] and an integer z such that the range covers what the site sees, from below 0 to above.
+
+    In hardware z is free: the table of the function before the site (GELU) holds codes with z in them, and the linear
+    behind it takes it away in its bias: `sum_k w_k * (q_k - z) + b = sum_k w_k * q_k + b'` with
+    `b' = b - z * sum_k w_k`, in integers and exact. Inputs that pad a row to the width of an array need weights of 0;
+    then their codes do not matter, and those of value 0 need not be z.
+
+    Attributes:
+        scale: (S,) for S sites.
+        zero_point: (S,), rounded where it is used, so that a running range can move it by less than one code.
+        asymmetric: which sites may have a zero point other than 0, S of them.
+        limit: the largest code; the smallest is `-limit` at symmetric sites, one less at asymmetric ones.
+    """
 
     scale: Tensor
+    zero_point: Tensor
 
-    def __init__(self, names: tuple[str, ...], *, bits: int) -> None:
+    def __init__(self, names: tuple[str, ...], *, bits: int, asymmetric: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.names = names
+        self.asymmetric = tuple(name in asymmetric for name in names)
         self.limit = float(qmax(bits))
         self.register_buffer("scale", torch.ones(len(names)))
+        self.register_buffer("zero_point", torch.zeros(len(names)))
 
     def scales(self) -> dict[str, Tensor]:
         """The scale of each site by name."""
         return dict(zip(self.names, self.scale.unbind(), strict=True))
+
+    def move_range(self, index: int, smallest: Tensor, largest: Tensor, *, momentum: float = 0.0) -> None:
+        """Moves the range of a site towards [smallest, largest], by all of the way without `momentum`."""
+        scale, lowest_code = self.scale[index], -self.limit - 1
+        if not self.asymmetric[index]:
+            seen = torch.maximum(largest, -smallest).clamp(min=SMALLEST_SCALE) / self.limit
+            scale.mul_(momentum).add_(seen, alpha=1 - momentum)
+            return
+        # 0 must have a code of its own, as values that GELU takes to 0 are frequent.
+        smallest, largest = smallest.clamp(max=0.0), largest.clamp(min=0.0)
+        seen = (largest - smallest).clamp(min=SMALLEST_SCALE) / (2 * self.limit + 1)
+        start = (lowest_code - self.zero_point[index]) * scale
+        start = start * momentum + smallest * (1 - momentum)
+        scale.mul_(momentum).add_(seen, alpha=1 - momentum)
+        self.zero_point[index] = lowest_code - start / scale
+
+    def take(self, source: ActivationSites) -> None:
+        """Copies the scales and the rounded zero points of another group of the same sites."""
+        self.scale.copy_(source.scale)
+        self.zero_point.copy_(source.zero_point.round())
 
     def quantizer(self, observer: Observer | None) -> Quantizer:
         """A function `(site, x)` that gives `x` as the hardware would see it there; `observer` watches."""
@@ -93,9 +138,17 @@ class ActivationSites(nn.Module):
                 observer.record(self, index, x)
                 if not observer.quantize:
                     return x
-            return fake_quantize(x, self.scale[index], self.limit)
+            if not self.asymmetric[index]:
+                return fake_quantize(x, self.scale[index], self.limit)
+            zero = self.zero_point[index].round()
+            return fake_quantize(x, self.scale[index], self.limit - zero, -self.limit - 1 - zero)
 
         return quantize_at
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Files from before there were zero points: all sites were symmetric.
+        state_dict.setdefault(f"{prefix}zero_point", torch.zeros_like(self.scale))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Mix(Protocol):
@@ -108,6 +161,8 @@ class Mix(Protocol):
 
 ATTENTION_SITES = ("q", "k", "v", "mixed")
 BLOCK_SITES = ("norm1", "norm2", "fc1", "gelu")
+#: those of them with a zero point
+ASYMMETRIC_SITES = ("gelu",)
 STEM_SITES = ("image", "norm")
 
 

@@ -1,4 +1,4 @@
-"""Symmetric uniform quantization: weight rows with a precision each, static 8-bit activations.
+"""Uniform quantization: symmetric weight rows with a precision each, static 8-bit activations.
 
 A code is `clip(round_half_even(x / scale), -qmax, qmax)` with `qmax = 2^(bits-1) - 1`, so 8-bit codes lie in
 [-127, 127] and 4-bit codes in [-7, 7]: never -8, which lets three 4-bit products share one DSP. Gradients pass
@@ -30,17 +30,17 @@ class _FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize in one pass over fresh memory; the gradient of `x` passes unchanged."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
-        return quantize(x, scale, limit).mul_(scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: Tensor | float, lowest: Tensor | None) -> Tensor:
+        return quantize(x, scale, limit, lowest).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return grads[0], None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, limit: Tensor | float, lowest: Tensor | None = None) -> Tensor:
     """`code * scale` for the codes of `quantize`, with a straight-through gradient to `x`."""
-    result: Tensor = _FakeQuantize.apply(x, scale, limit)
+    result: Tensor = _FakeQuantize.apply(x, scale, limit, lowest)
     return result
 
 
@@ -49,11 +49,15 @@ def round_bias(bias: Tensor, row_scale: Tensor, input_scale: Tensor) -> Tensor:
     return fake_quantize(bias, row_scale * input_scale, float(qmax(32)))
 
 
-def quantize(x: Tensor, scale: Tensor, limit: Tensor | float) -> Tensor:
-    """The codes of `x`, as floats: rounded half to even and clipped to [-limit, limit]; both broadcast."""
+def quantize(x: Tensor, scale: Tensor, limit: Tensor | float, lowest: Tensor | None = None) -> Tensor:
+    """The codes of `x`, as floats: rounded half to even and clipped to [lowest, limit]; all broadcast.
+
+    `lowest` is `-limit` where it is not given. With a zero point z (see `functional.ActivationSites`) the result is
+    the code less z, so the bounds are those of the codes less z.
+    """
     codes = torch.div(x, scale).round_()
     if isinstance(limit, Tensor):
-        return codes.clamp_(-limit, limit)
+        return codes.clamp_(-limit if lowest is None else lowest, limit)
     return codes.clamp_(-limit, limit)
 
 

@@ -1,8 +1,8 @@
 """An extracted subnet: a module of its own, with integer weight codes, that gives the supernet's outputs bit for bit.
 
 It holds what an exporter needs and nothing else: for each linear the int8 codes, one scale per row and the bias; the
-norms; the static activation scales. `subnet` alone determines all shapes, so a state dict loads into
-`SubnetViT(subnet, ...)` without the supernet.
+norms; the static activation scales and integer zero points. `subnet` alone determines all shapes, so a state dict
+loads into `SubnetViT(subnet, ...)` without the supernet.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class SubnetBlock(nn.Module):
         self.mixer = nn.ModuleDict({k: QuantLinear(plan) for k, plan in mixer.plan(subnet, block).items()})
         self.mlp = nn.ModuleDict({k: QuantLinear(plan) for k, plan in mlp_plan(subnet, block).items()})
         self.mixer_sites = ActivationSites(mixer.site_names, bits=subnet.act_bits)
-        self.sites = ActivationSites(functional.BLOCK_SITES, bits=subnet.act_bits)
+        self.sites = ActivationSites(
+            functional.BLOCK_SITES, bits=subnet.act_bits, asymmetric=functional.ASYMMETRIC_SITES
+        )
         self.register_buffer("scale1", torch.ones(width) if layer_scale else None)
         self.register_buffer("scale2", torch.ones(width) if layer_scale else None)
 
@@ -117,8 +119,8 @@ class SubnetBlock(nn.Module):
         for linears, elastic in ((self.mixer, mixer), (self.mlp, source.mlp)):
             for name, linear in linears.items():
                 cast(QuantLinear, linear).take(cast(ElasticLinear, elastic.get_submodule(name)), scales)
-        self.mixer_sites.scale.copy_(sites.scale)
-        self.sites.scale.copy_(source.sites.scale)
+        self.mixer_sites.take(sites)
+        self.sites.take(source.sites)
         for ours, theirs in ((self.scale1, source.scale1), (self.scale2, source.scale2)):
             if ours is not None and theirs is not None:
                 ours.copy_(theirs.detach()[:width])
@@ -168,6 +170,8 @@ class SubnetViT(nn.Module):
     def load(self, state: Mapping[str, Tensor], *, source: str) -> None:
         """Loads a state dict, strictly; raises `DamagedInputError` naming `source` and the first wrong tensor."""
         own = self.state_dict()
+        # Files from before there were zero points: all sites were symmetric.
+        state = {name: torch.zeros_like(own[name]) for name in own if name.endswith("zero_point")} | dict(state)
         for name in sorted(own.keys() | state.keys()):
             if name not in state:
                 raise DamagedInputError(f"{source}: tensor '{name}' is missing")
@@ -178,7 +182,7 @@ class SubnetViT(nn.Module):
                     f"{source}: tensor '{name}' is {state[name].dtype} {tuple(state[name].shape)}, "
                     f"the subnet needs {own[name].dtype} {tuple(own[name].shape)}"
                 )
-        self.load_state_dict(dict(state))
+        self.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -196,7 +200,7 @@ def extract(supernet: SupernetViT, subnet: Subnet) -> SubnetViT:
     module.patch_embed.take(supernet.patch_embed, scales)
     module.head.take(supernet.head, scales)
     module.norm.take(supernet.norm)
-    module.sites.scale.copy_(supernet.sites.scale)
+    module.sites.take(supernet.sites)
     module.cls_token.copy_(supernet.cls_token[:width])
     grid = subnet.image_size // subnet.patch_size
     module.position.copy_(functional.resize_position(supernet.position, grid)[:, :width])

@@ -139,7 +139,9 @@ class ElasticBlock(nn.Module):
         self.norm1, self.norm2 = ElasticNorm(width), ElasticNorm(width)
         self.mixers = nn.ModuleDict({name: operator(name).load_module()(space) for name in space.operator})
         self.mlp = ElasticMlp(space)
-        self.sites = ActivationSites(functional.BLOCK_SITES, bits=space.act_bits)
+        self.sites = ActivationSites(
+            functional.BLOCK_SITES, bits=space.act_bits, asymmetric=functional.ASYMMETRIC_SITES
+        )
         self.scale1 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.scale2 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
 

@@ -5,9 +5,9 @@
 Around each linear stand QuantizeLinear and DequantizeLinear nodes, which ONNX Runtime fuses with the Gemm between
 them into one integer product (QGemm). What that takes, and what keeps the outputs those of the torch module:
 
-* Activations are uint8 with zero point 128: a code q of the module is stored as q + 128. uint8 could also hold the
-  code -128, which the module never uses, so a Clip on the integers follows each QuantizeLinear. (A Clip on the floats
-  before it would stop the fusion. GELU is bounded below, so its output rarely needs one.)
+* Activations are uint8: a code q of the module is stored as q + 128, so a site's zero point z becomes z + 128. At
+  symmetric sites (z = 0) uint8 could also hold the code -128, which the module never uses there, so a Clip on the
+  integers follows QuantizeLinear. (A Clip on the floats before it would stop the fusion.)
 * Weights are two constants for each linear, the rows at high and at low precision, INT4 where 4 bits hold them. Cast,
   Concat and Reshape make one int8 tensor of them; the runtime does that once, when it loads the model. High rows lead
   each group of rows, so joining the two along a group's rows restores the order: no permutation is needed.
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Tensor
 
-ZERO_POINT = 128
+#: what uint8 codes have more than those of the module
+OFFSET = 128
 #: bits of an activation code at most, and of a weight that INT4 holds
 CODE_BITS, NIBBLE_BITS = 8, 4
-#: below the smallest value of GELU, -0.16997
-GELU_FLOOR = -0.17
 #: largest bias in units of the accumulator: leaves half of the range to the products
 LARGEST_BIAS = 2**30
 LARGEST_SUM = 2**31 - 1
@@ -52,11 +51,25 @@ LARGEST_SUM = 2**31 - 1
 WEIGHT_SUFFIX = "_rows"
 
 
+class Site(NamedTuple):
+    """How a tensor is quantized: code q, from `lowest` to `limit`, stands for `(q - zero_point) * scale`."""
+
+    scale: float
+    zero_point: int
+    lowest: int
+    limit: int
+
+    @property
+    def reach(self) -> int:
+        """The largest magnitude of a code less the zero point."""
+        return max(self.limit - self.zero_point, self.zero_point - self.lowest)
+
+
 class Codes(NamedTuple):
-    """A uint8 tensor of the graph and the scale of its codes."""
+    """A uint8 tensor of the graph, which holds the codes of a site plus `OFFSET`."""
 
     name: str
-    scale: float
+    site: Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,50 +112,49 @@ class Rows:
             bias=self.bias * gain,
         )
 
-    def in_int32(self, input_scale: float) -> Rows:
+    def in_int32(self, inputs: Site) -> Rows:
         """The same rows with scales that keep the bias within `LARGEST_BIAS`: pruned rows have tiny scales.
 
         Only the codes of a row that does nothing beside its bias change.
 
         Raises:
-            UsageError: a sum could still leave int32 (that takes more than 66,000 inputs).
+            UsageError: a sum could still leave int32 (that takes more than 33,000 inputs).
         """
-        scale = np.maximum(self.scale, np.abs(self.bias) / (input_scale * LARGEST_BIAS))
+        scale = np.maximum(self.scale, np.abs(self.bias) / (inputs.scale * LARGEST_BIAS))
         codes = np.rint(self.codes * (self.scale / scale)[:, None]).astype(np.int8)
-        largest = np.abs(codes.astype(np.int64)).sum(axis=1) * ZERO_POINT + np.abs(self.bias / (input_scale * scale))
+        products = np.abs(codes.astype(np.int64)).sum(axis=1) * inputs.reach
+        largest = products + np.abs(self.bias / (inputs.scale * scale))
         if largest.max() > LARGEST_SUM:
             raise UsageError(f"a linear of {codes.shape[1]} inputs can overflow its 32-bit accumulators")
         return replace(self, codes=codes, scale=scale)
 
 
 class QdqBuilder(GraphBuilder):
-    """Adds quantized layers; `limit` is the largest activation code."""
+    """Adds quantized layers."""
 
-    def __init__(self, *, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-        self.zero_point = self.constant("zero_point", np.array(ZERO_POINT, dtype=np.uint8))
-        self.smallest = self.constant("smallest_code", np.array(ZERO_POINT - limit, dtype=np.uint8))
-        self.largest = self.constant("largest_code", np.array(ZERO_POINT + limit, dtype=np.uint8))
-
-    def quantize(self, x: str, scale: float, *, name: str, floor: float = -np.inf) -> Codes:
-        """The codes of a float tensor that is nowhere below `floor`."""
-        step = self.constant(f"{name}.scale", np.array(scale, dtype=np.float32))
-        codes = self.op("QuantizeLinear", x, step, self.zero_point, name=f"{name}.codes")
-        # Eight bits exceed the limit at one code, -128, and only below -127.5.
-        if self.limit < qmax(CODE_BITS) or floor / scale < 0.5 - ZERO_POINT:
-            codes = self.op("Clip", codes, self.smallest, self.largest, name=f"{name}.clipped")
-        return Codes(codes, scale)
+    def quantize(self, x: str, site: Site, *, name: str) -> Codes:
+        """The codes of a float tensor."""
+        step, zero_point = self._step_and_zero_point(site, name)
+        codes = self.op("QuantizeLinear", x, step, zero_point, name=f"{name}.codes")
+        if (site.lowest, site.limit) != (-OFFSET, qmax(CODE_BITS)):
+            codes = self.op("Clip", codes, self._uint8(site.lowest), self._uint8(site.limit), name=f"{name}.clipped")
+        return Codes(codes, site)
 
     def dequantize(self, x: Codes, *, name: str) -> str:
         """The values of codes."""
-        step = self.constant(f"{name}.scale", np.array(x.scale, dtype=np.float32))
-        return self.op("DequantizeLinear", x.name, step, self.zero_point, name=name)
+        return self.op("DequantizeLinear", x.name, *self._step_and_zero_point(x.site, name), name=name)
+
+    def _step_and_zero_point(self, site: Site, name: str) -> tuple[str, str]:
+        return self.constant(f"{name}.scale", np.array(site.scale, dtype=np.float32)), self._uint8(site.zero_point)
+
+    def _uint8(self, code: int) -> str:
+        """A constant that sites share: a code as it is stored."""
+        return self.constant(f"code.{code}", np.array(code + OFFSET, dtype=np.uint8))
 
     def linear(self, x: Codes, rows: Rows, *, name: str) -> str:
         """`x @ weight.T + bias` (n, rows), in floats, of codes (n, inputs)."""
-        rows = rows.in_int32(x.scale)
-        unit = x.scale * rows.scale
+        rows = rows.in_int32(x.site)
+        unit = x.site.scale * rows.scale
         weight = self.op(
             "DequantizeLinear",
             self._int8_weight(rows, name),
@@ -200,15 +212,15 @@ def build_qdq(module: SubnetViT) -> ModelProto:
             )
     if subnet.act_bits > CODE_BITS:
         raise UsageError(f"act_bits: activations of {subnet.act_bits} bits cannot be exported to ONNX, only of up to 8")
-    graph = QdqBuilder(limit=qmax(subnet.act_bits))
-    scale = _scales(module.sites)
-    stream = _embed(graph, module, image_scale=scale["image"])
+    graph = QdqBuilder()
+    site = _sites(module.sites)
+    stream = _embed(graph, module, image_site=site["image"])
     for index, (block_module, block) in enumerate(zip(module.blocks, subnet.blocks, strict=True)):
         stream = _block(graph, stream, cast(SubnetBlock, block_module), subnet, block, name=f"blocks.{index}")
     tokens = graph.reshape(stream, (-1, subnet.tokens, subnet.embed_dim), name="tokens_out")
     first = graph.constant("first_token", np.array(0, dtype=np.int64))
     cls_token = graph.op("Gather", tokens, first, name="cls_token", axis=1)
-    features = graph.quantize(graph.norm(cls_token, module.norm, name="norm"), scale["norm"], name="norm_site")
+    features = graph.quantize(graph.norm(cls_token, module.norm, name="norm"), site["norm"], name="norm_site")
     graph.op("Identity", graph.linear(features, Rows.of(module.head), name="head"), name="logits")
     size = subnet.image_size
     return graph.model(
@@ -219,14 +231,14 @@ def build_qdq(module: SubnetViT) -> ModelProto:
     )
 
 
-def _embed(graph: QdqBuilder, module: SubnetViT, *, image_scale: float) -> str:
+def _embed(graph: QdqBuilder, module: SubnetViT, *, image_site: Site) -> str:
     """Images to the residual stream (batch * tokens, channels)."""
     subnet = module.subnet
     chans, size, grid = subnet.in_chans, subnet.patch_size, subnet.image_size // subnet.patch_size
-    image = graph.quantize("images", image_scale, name="image_site")
+    image = graph.quantize("images", image_site, name="image_site")
     cut = graph.reshape(image.name, (-1, chans, grid, size, grid, size), name="patches.cut")
     cut = graph.op("Transpose", cut, name="patches.order", perm=[0, 2, 4, 1, 3, 5])
-    patches = Codes(graph.reshape(cut, (-1, chans * size * size), name="patches"), image.scale)
+    patches = Codes(graph.reshape(cut, (-1, chans * size * size), name="patches"), image.site)
     embedded = graph.linear(patches, Rows.of(module.patch_embed), name="patch_embed")
     embedded = graph.reshape(embedded, (-1, grid * grid, subnet.embed_dim), name="patch_tokens")
     # A row of zeros in front makes room for the class token, which comes with the position embeddings.
@@ -242,7 +254,7 @@ def _block(
     graph: QdqBuilder, stream: str, module: SubnetBlock, subnet: Subnet, block: BlockChoice, *, name: str
 ) -> str:
     """The residual stream (batch * tokens, channels) after an encoder block."""
-    scale = _scales(module.sites)
+    site = _sites(module.sites)
     proj, fc1, fc2 = (
         Rows.of(cast(QuantLinear, linear)) for linear in (module.mixer["proj"], module.mlp["fc1"], module.mlp["fc2"])
     )
@@ -251,15 +263,15 @@ def _block(
     if module.scale2 is not None:
         fc2 = fc2.times(_numbers(module.scale2))
     x = graph.norm(stream, module.norm1, name=f"{name}.norm1")
-    x_codes = graph.quantize(x, scale["norm1"], name=f"{name}.norm1_site")
+    x_codes = graph.quantize(x, site["norm1"], name=f"{name}.norm1_site")
     mixed = _attention(graph, x_codes, module, subnet, block, name=name)
     stream = graph.op("Add", stream, graph.linear(mixed, proj, name=f"{name}.proj"), name=f"{name}.residual1")
 
     x = graph.norm(stream, module.norm2, name=f"{name}.norm2")
-    x_codes = graph.quantize(x, scale["norm2"], name=f"{name}.norm2_site")
-    hidden = graph.quantize(graph.linear(x_codes, fc1, name=f"{name}.fc1"), scale["fc1"], name=f"{name}.fc1_site")
+    x_codes = graph.quantize(x, site["norm2"], name=f"{name}.norm2_site")
+    hidden = graph.quantize(graph.linear(x_codes, fc1, name=f"{name}.fc1"), site["fc1"], name=f"{name}.fc1_site")
     active = graph.op("Gelu", graph.dequantize(hidden, name=f"{name}.fc1_out"), name=f"{name}.gelu")
-    active_codes = graph.quantize(active, scale["gelu"], name=f"{name}.gelu_site", floor=GELU_FLOOR)
+    active_codes = graph.quantize(active, site["gelu"], name=f"{name}.gelu_site")
     return graph.op("Add", stream, graph.linear(active_codes, fc2, name=f"{name}.fc2"), name=f"{name}.residual2")
 
 
@@ -268,23 +280,23 @@ def _attention(
 ) -> Codes:
     """The mixed values (batch * tokens, heads * head_dim) at their site."""
     heads, channels, tokens = block.num_heads, subnet.head_dim, subnet.tokens
-    scale = _scales(module.mixer_sites)
+    sites = _sites(module.mixer_sites)
     qkv = Rows.of(cast(QuantLinear, module.mixer["qkv"]))
     keep, transpose = (0, 2, 1, 3), (0, 2, 3, 1)  # (batch, tokens, heads, channels) to heads first
     values = {}
-    for index, (site, gain, order) in enumerate((("q", channels**-0.5, keep), ("k", 1.0, transpose), ("v", 1.0, keep))):
-        label = f"{name}.{site}"
+    for index, (part, gain, order) in enumerate((("q", channels**-0.5, keep), ("k", 1.0, transpose), ("v", 1.0, keep))):
+        label, site = f"{name}.{part}", sites[part]
         rows = graph.linear(x, qkv.part(index, 3).times(gain), name=label)
-        codes = graph.quantize(rows, scale[site] * gain, name=f"{label}_site")
+        codes = graph.quantize(rows, site._replace(scale=site.scale * gain), name=f"{label}_site")
         split = graph.reshape(codes.name, (-1, tokens, heads, channels), name=f"{label}_heads")
         split = graph.op("Transpose", split, name=f"{label}_order", perm=order)
-        values[site] = graph.dequantize(Codes(split, codes.scale), name=f"{label}_out")
+        values[part] = graph.dequantize(Codes(split, codes.site), name=f"{label}_out")
     scores = graph.op("MatMul", values["q"], values["k"], name=f"{name}.scores")
     shares = graph.op("Softmax", scores, name=f"{name}.softmax", axis=-1)
     mixed = graph.op("MatMul", shares, values["v"], name=f"{name}.mix")
     mixed = graph.op("Transpose", mixed, name=f"{name}.mix_order", perm=keep)
     mixed = graph.reshape(mixed, (-1, heads * channels), name=f"{name}.mixed")
-    return graph.quantize(mixed, scale["mixed"], name=f"{name}.mixed_site")
+    return graph.quantize(mixed, sites["mixed"], name=f"{name}.mixed_site")
 
 
 def weight_bytes(model: ModelProto) -> int:
@@ -292,8 +304,14 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer if tensor.name.endswith(WEIGHT_SUFFIX))
 
 
-def _scales(sites: ActivationSites) -> dict[str, float]:
-    return dict(zip(sites.names, sites.scale.tolist(), strict=True))
+def _sites(sites: ActivationSites) -> dict[str, Site]:
+    limit = int(sites.limit)
+    return {
+        name: Site(scale, round(zero_point), -limit - asymmetric, limit)
+        for name, scale, zero_point, asymmetric in zip(
+            sites.names, sites.scale.tolist(), sites.zero_point.tolist(), sites.asymmetric, strict=True
+        )
+    }
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from hwmodel.errors import DamagedInputError, UsageError
 from supernet.functional import Observer, resize_images, resize_position
 from supernet.plan import attention_plan, head_plan, mlp_plan, patch_plan
 from supernet.standalone import SubnetViT, extract
-from supernet.vit import ElasticLinear
+from supernet.vit import ElasticLinear, SupernetViT
 
 
 def random_subnet(space, seed):
@@ -116,7 +116,73 @@ def test_observer_measures_and_updates_scales(space, supernet):
     before = supernet.sites.scale[0].item()
     observer.update(momentum=0.5)
     assert supernet.sites.scale[0].item() == pytest.approx(0.5 * before + 0.5 * 0.02, rel=1e-5)
-    assert not observer.largest
+    assert not observer.ranges
+
+
+def test_the_range_of_gelu_has_a_code_at_each_end(space, supernet):
+    sites = supernet.blocks[0].sites
+    gelu = sites.names.index("gelu")
+    quantize = sites.quantizer(None)
+    # 255 steps of 0.02 from -0.18 to 4.92: 0 is the ninth code above -128
+    sites.move_range(gelu, torch.tensor(-0.18), torch.tensor(4.92))
+    assert sites.scale[gelu].item() == pytest.approx(0.02)
+    assert sites.zero_point[gelu].item() == pytest.approx(-119)
+    x = torch.tensor([-1.0, -0.165, 0.0, 0.029, 4.92, 9.0])
+    torch.testing.assert_close(quantize("gelu", x), torch.tensor([-0.18, -0.16, 0, 0.02, 4.92, 4.92]))
+    # a symmetric site ignores the side that is shorter
+    norm = sites.names.index("norm1")
+    sites.move_range(norm, torch.tensor(-0.17), torch.tensor(2.54))
+    assert (sites.scale[norm].item(), sites.zero_point[norm].item()) == (pytest.approx(0.02), 0)
+    torch.testing.assert_close(quantize("norm1", x), torch.tensor([-1.0, -0.16, 0, 0.02, 2.54, 2.54]))
+
+
+def test_a_running_range_moves_at_both_ends(supernet):
+    sites = supernet.blocks[0].sites
+    gelu = sites.names.index("gelu")
+
+    def ends():
+        lowest = -128 - sites.zero_point[gelu].item()
+        return pytest.approx((lowest * sites.scale[gelu].item(), (lowest + 255) * sites.scale[gelu].item()), abs=1e-5)
+
+    sites.move_range(gelu, torch.tensor(-0.16), torch.tensor(3.0))
+    assert ends() == (-0.16, 3.0)
+    sites.move_range(gelu, torch.tensor(-0.12), torch.tensor(5.0), momentum=0.75)
+    assert ends() == (-0.15, 3.5)
+    for _ in range(60):  # by less than half a code each, in the end
+        sites.move_range(gelu, torch.tensor(0.5), torch.tensor(5.0), momentum=0.75)
+    assert ends() == (0.0, 5.0)  # 0 has a code whatever is seen
+
+
+def test_extracted_zero_points_are_integers_that_give_the_same_values(space, supernet):
+    subnet = space.largest()
+    module = extract(supernet, subnet)
+    zero_points = torch.stack([block.sites.zero_point for block in module.blocks])
+    assert torch.equal(zero_points, zero_points.round())
+    assert (zero_points != 0).sum(dim=0).tolist() == [0, 0, 0, 3]
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(module(x), supernet(x, subnet))
+
+
+def test_a_zero_point_folds_into_the_bias_in_integers(space, supernet):
+    fc2 = extract(supernet, space.largest()).blocks[0].mlp["fc2"]
+    codes = torch.randint(-128, 128, (5, fc2.codes.shape[1]))
+    bias, zero_point = torch.randint(-9999, 9999, (fc2.codes.shape[0],)), -119
+    weight = fc2.codes.long()
+    folded = bias - zero_point * weight.sum(dim=1)
+    assert torch.equal((codes - zero_point) @ weight.T + bias, codes @ weight.T + folded)
+
+
+def test_weights_from_before_zero_points_load_as_symmetric(space, supernet):
+    subnet = space.smallest()
+    for make, load in (
+        (lambda: SupernetViT(space, layer_scale=0.5), lambda model, state: model.load_state_dict(state)),
+        (lambda: SubnetViT(subnet, layer_scale=True), lambda model, state: model.load(state, source="f")),
+    ):
+        model = make()
+        state = {name: value for name, value in model.state_dict().items() if not name.endswith("zero_point")}
+        model.blocks[0].sites.zero_point.fill_(5)
+        load(model, state)
+        assert not model.blocks[0].sites.zero_point.any()
 
 
 def test_a_float_observer_switches_quantization_off(space, supernet):

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from hwmodel.errors import UsageError
-from quasar.export.onnx_qdq import Rows, build_qdq, weight_bytes
+from quasar.export.onnx_qdq import Rows, Site, build_qdq, weight_bytes
 from supernet.lowering import lower
 from supernet.plan import attention_plan
 from supernet.space import SearchSpace
@@ -193,10 +193,13 @@ def test_sums_that_could_overflow_are_refused():
         low_bits=4,
         high_bits=8,
     )
+    symmetric = Site(scale=1.0, zero_point=0, lowest=-127, limit=127)
     with pytest.raises(UsageError, match="overflow"):
-        rows.in_int32(1.0)
+        rows.in_int32(symmetric)
     half = dataclasses.replace(rows, codes=rows.codes[:, : inputs // 2])
-    assert half.in_int32(1.0).scale == 1.0
+    with pytest.raises(UsageError, match="overflow"):  # codes less a zero point reach up to 255
+        half.in_int32(Site(scale=1.0, zero_point=-120, lowest=-128, limit=127))
+    assert half.in_int32(symmetric).scale == 1.0
 
 
 def test_without_onnx_the_pip_command_is_named(make_module, subnets, monkeypatch):
