@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
-from hwmodel.cycles import gemm_bounds, gemm_cycles, vector_cycles
+from hwmodel.cycles import BOUNDS, GemmTerms, vector_cycles
 from hwmodel.device import Device
 from hwmodel.energy import energy_mj
 from hwmodel.resources import Resources, demands, resources_of
@@ -67,7 +67,7 @@ class CostEstimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CostBatch:
-    """The costs of N networks: (N,), and cycles of each layer (N, G) and (N, V), all its executions together.
+    """The costs of N networks, each of shape (N,).
 
     `fits` is False where activations or tokens of a network exceed the buffers of the accelerator.
     """
@@ -75,8 +75,6 @@ class CostBatch:
     cycles: IntArray
     latency_ms: FloatArray
     energy_mj: FloatArray
-    gemm_cycles: IntArray
-    vector_cycles: IntArray
     fits: BoolArray
 
 
@@ -109,67 +107,67 @@ class FpgaCostModel:
         self.accelerator = accelerator
         self.resources = resources_of(accelerator, device.calibration)
         self._columns = AcceleratorColumns.one(accelerator)
+        exceeded = (demand.violation for demand in demands(self._columns, device))
+        self._violations = tuple(sentence for sentence in exceeded if sentence is not None)
 
     def estimate_many(self, population: Population) -> CostBatch:
         """The costs of N networks; raises `UsageError` for bits or operations that the accelerator lacks."""
-        gemms = gemm_cycles(self._columns, population)
-        vectors = vector_cycles(self._columns, population)
-        cycles = gemms.sum(axis=1) + vectors.sum(axis=1)
-        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
-        fits = _tokens(population).max(axis=1, initial=0) <= self.accelerator.max_tokens
-        if self.accelerator.activations == "onchip":
-            fits &= population.activation_bytes <= self.accelerator.activation_buffer_bytes
-        return CostBatch(
-            cycles=cycles,
-            latency_ms=latency_ms,
-            energy_mj=energy_mj(self._columns, population, self.device.energy, latency_ms),
-            gemm_cycles=gemms,
-            vector_cycles=vectors,
-            fits=fits,
-        )
+        gemms = GemmTerms(self._columns, population).cycles()
+        return self._batch(population, gemms, vector_cycles(self._columns, population))
 
     def estimate(self, workload: Workload) -> CostEstimate:
-        """The cost of one network: the same integers as its row of `estimate_many`."""
+        """The cost of one network: the same numbers as its entry of `estimate_many`; same errors."""
         population = Population.of(workload)
-        batch = self.estimate_many(population)
-        bounds = gemm_bounds(self._columns, population)[0]
-        gemms = [
-            LayerCost(
-                name=gemm.name,
-                kind=gemm.kind,
-                cycles=int(cycles),
-                macs=gemm.macs,
-                weight_bytes=_weight_bytes(workload, index),
-                bound=str(bound),
-            )
-            for index, (gemm, cycles, bound) in enumerate(
-                zip(workload.gemms, batch.gemm_cycles[0], bounds, strict=True)
+        terms = GemmTerms(self._columns, population)
+        gemms, vectors = terms.cycles(), vector_cycles(self._columns, population)
+        batch = self._batch(population, gemms, vectors)
+        table = population.gemms
+        weight_bits = table.weight_bits(high_bits=workload.high_bits, low_bits=workload.low_bits)
+        layers = [
+            LayerCost(name=name, kind=kind, cycles=cycles, macs=macs, weight_bytes=weight_bytes, bound=BOUNDS[bound])
+            for name, kind, cycles, macs, weight_bytes, bound in zip(
+                table.names,
+                table.kinds,
+                gemms[0].tolist(),
+                table.macs()[0].tolist(),
+                (-(-weight_bits[0] // 8)).tolist(),
+                terms.bounds()[0].tolist(),
+                strict=True,
             )
         ]
-        vectors = [
-            LayerCost(
-                name=vector.name,
-                kind=vector.kind,
-                cycles=int(cycles),
-                macs=0,
-                weight_bytes=0,
-                bound="vector",
-            )
-            for vector, cycles in zip(workload.vectors, batch.vector_cycles[0], strict=True)
+        layers += [
+            LayerCost(name=vector.name, kind=vector.kind, cycles=cycles, macs=0, weight_bytes=0, bound="vector")
+            for vector, cycles in zip(workload.vectors, vectors[0].tolist(), strict=True)
         ]
         return CostEstimate(
             workload=workload.name,
             latency_ms=float(batch.latency_ms[0]),
             cycles=int(batch.cycles[0]),
-            layers=(*gemms, *vectors),
+            layers=tuple(layers),
             resources=self.resources,
             energy_mj=float(batch.energy_mj[0]),
-            violations=self._violations(workload),
+            violations=(*self._violations, *self._overflows(workload)),
         )
 
-    def _violations(self, workload: Workload) -> tuple[str, ...]:
-        sentences = [demand.violation for demand in demands(self._columns, self.device) if demand.violation is not None]
-        config = self.accelerator
+    def _batch(self, population: Population, gemms: IntArray, vectors: IntArray) -> CostBatch:
+        """The costs of N networks from the cycles of single layers, (1, G) and (1, V)."""
+        cycles = population.totals(gemms[0], vectors[0])
+        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
+        table = population.gemms
+        too_long = (table.tokens > self.accelerator.max_tokens) & (table.count > 0)
+        fits = population.totals(too_long[0]) == 0
+        if self.accelerator.activations == "onchip":
+            fits &= population.activation_bytes() <= self.accelerator.activation_buffer_bytes
+        return CostBatch(
+            cycles=cycles,
+            latency_ms=latency_ms,
+            energy_mj=energy_mj(self._columns, population, self.device.energy, latency_ms),
+            fits=fits,
+        )
+
+    def _overflows(self, workload: Workload) -> list[str]:
+        """A sentence for each buffer that the network does not fit."""
+        config, sentences = self.accelerator, []
         if config.activations == "onchip" and workload.activation_bytes > config.activation_buffer_bytes:
             sentences.append(
                 f"activation bytes {workload.activation_bytes} exceed {config.activation_buffer_bytes} "
@@ -178,17 +176,4 @@ class FpgaCostModel:
         largest = max(workload.gemms, key=lambda gemm: gemm.tokens, default=None)
         if largest is not None and largest.tokens > config.max_tokens:
             sentences.append(f"tokens {largest.tokens} of {largest.name} exceed {config.max_tokens} (max_tokens)")
-        return tuple(sentences)
-
-
-def _tokens(population: Population) -> IntArray:
-    """Tokens of the products that each network has, 0 for the others, (N, G)."""
-    return population.gemms.tokens * (population.gemms.count > 0)
-
-
-def _weight_bytes(workload: Workload, index: int) -> int:
-    gemm = workload.gemms[index]
-    if not gemm.stored:
-        return 0
-    bits = gemm.rows_high * workload.high_bits + gemm.rows_low * workload.low_bits
-    return -(-gemm.inputs * bits * gemm.count // 8)
+        return sentences

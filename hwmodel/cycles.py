@@ -67,7 +67,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.accelerator import BACKENDS, NARROW_BITS, AcceleratorColumns, IntLike
 from hwmodel.errors import UsageError
@@ -92,42 +91,19 @@ def ceil_div(a: IntLike, b: IntLike) -> IntLike:
 
 
 def gemm_cycles(accelerator: AcceleratorColumns, population: Population) -> IntArray:
-    """Cycles of every product, all its executions together: (N, G), or (C, G) for C accelerators and N = 1."""
-    terms = _Terms(accelerator, population)
-    high, low = terms.high, terms.low
-    some_h, some_l = high.tiles > 0, low.tiles > 0
-    after_h, after_l = terms.latency + high.drain, terms.latency + low.drain
-    once = (
-        COMMAND_CYCLES
-        + np.where(some_h, high.first, low.first)
-        + np.maximum(high.tiles - 1, 0) * np.maximum(high.later, after_h)
-        + (some_h & some_l) * np.maximum(low.later, after_h)
-        + np.maximum(low.tiles - 1, 0) * np.maximum(low.later, after_l)
-        + np.where(some_l, after_l, after_h)
-        + OUTPUT_CYCLES
-    )
-    g = population.gemms
-    busy = (some_h | some_l) & (g.tokens > 0) & (g.inputs > 0)
-    return np.asarray(once * busy * g.count, dtype=np.int64)
+    """Cycles of every product of the population's table, all its executions together.
 
+    Returns:
+        int64 of shape (1, G) for one accelerator, (..., G) for accelerators whose columns have shape (..., 1).
 
-def gemm_bounds(accelerator: AcceleratorColumns, population: Population) -> NDArray[np.str_]:
-    """What each product waits for most, one of `BOUNDS`: the part that would be busiest if nothing else existed."""
-    terms = _Terms(accelerator, population)
-    high, low = terms.high, terms.low
-    all_tiles = (high.tiles + low.tiles) * terms.k_tiles
-    busy = np.broadcast_arrays(
-        all_tiles * terms.issue,
-        high.tiles * (high.header + terms.k_tiles * high.weights)
-        + low.tiles * (low.header + terms.k_tiles * low.weights),
-        all_tiles * terms.activations,
-        high.tiles * high.drain + low.tiles * low.drain,
-    )
-    return np.asarray(np.array(BOUNDS)[np.argmax(np.stack(busy), axis=0)], dtype=np.str_)
+    Raises:
+        UsageError: the array cannot hold weights or activations of so many bits.
+    """
+    return GemmTerms(accelerator, population).cycles()
 
 
 def row_tiles(accelerator: AcceleratorColumns, population: Population) -> tuple[IntArray, IntArray]:
-    """Row tiles of the high and of the low kind of every product (one execution)."""
+    """Row tiles of the high and of the low kind of every product (one execution), (1, G) or (..., G)."""
     g = population.gemms
     return (
         np.asarray(ceil_div(g.rows_high, accelerator.rows_per_dsp(population.high_bits) * accelerator.array_rows)),
@@ -136,7 +112,7 @@ def row_tiles(accelerator: AcceleratorColumns, population: Population) -> tuple[
 
 
 def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> IntArray:
-    """Cycles of every vector operation, all its executions together: (N, V), or (C, V) with N = 1."""
+    """Cycles of every vector operation, all its executions together: (1, V), or (..., V) for many accelerators."""
     v = population.vectors
     unknown = set(v.kinds) - set(VECTOR_TIMING)
     if unknown:
@@ -150,7 +126,7 @@ def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> In
 def array_latency(accelerator: AcceleratorColumns) -> IntArray:
     """W of the module's docstring."""
     inputs = np.asarray(accelerator.array_inputs, dtype=np.int64)
-    levels = sum((inputs > 2**level).astype(np.int64) for level in range(12))
+    levels = np.frexp(inputs - 1.0)[1]  # clog2: the bits of inputs - 1
     cascaded = np.asarray(accelerator.narrow_rows) == BACKENDS["atomic"].narrow_rows
     return np.asarray(PIPELINE_CYCLES + np.where(cascaded, inputs, levels), dtype=np.int64)
 
@@ -166,13 +142,14 @@ class _RowTiles(NamedTuple):
     later: IntLike  # N + (KT - 1) * S
 
 
-class _Terms:
-    """The terms of the module's formula, each an array that broadcasts to the shape of the result."""
+class GemmTerms:
+    """The terms of the module's formula, each an array that broadcasts to the shape of `gemm_cycles`; same errors."""
 
     def __init__(self, accelerator: AcceleratorColumns, population: Population) -> None:
         if not 1 <= population.act_bits <= 8:
             raise UsageError(f"activations of {population.act_bits} bits do not fit the array: use 1 to 8 bits")
         a, g = accelerator, population.gemms
+        self._gemms = g
         self.k_tiles = ceil_div(g.inputs, a.array_inputs)
         self.issue = np.maximum(g.tokens, LEAST_STEP_CYCLES)
         tile_bits = 8 * g.tokens * a.array_inputs
@@ -181,6 +158,40 @@ class _Terms:
         tiles_high, tiles_low = row_tiles(a, population)
         self.high = self._row_tiles(a, population, tiles_high, bits=population.high_bits)
         self.low = self._row_tiles(a, population, tiles_low, bits=population.low_bits)
+
+    def cycles(self) -> IntArray:
+        """What `gemm_cycles` returns."""
+        high, low = self.high, self.low
+        some_h, some_l = high.tiles > 0, low.tiles > 0
+        after_h, after_l = self.latency + high.drain, self.latency + low.drain
+        once = (
+            COMMAND_CYCLES
+            + np.where(some_h, high.first, low.first)
+            + np.maximum(high.tiles - 1, 0) * np.maximum(high.later, after_h)
+            + (some_h & some_l) * np.maximum(low.later, after_h)
+            + np.maximum(low.tiles - 1, 0) * np.maximum(low.later, after_l)
+            + np.where(some_l, after_l, after_h)
+            + OUTPUT_CYCLES
+        )
+        g = self._gemms
+        busy = (some_h | some_l) & (g.tokens > 0) & (g.inputs > 0)
+        return np.asarray(once * (busy * g.count), dtype=np.int64)
+
+    def bounds(self) -> IntArray:
+        """What each product waits for most, as an index of `BOUNDS`, in the shape of `cycles`.
+
+        It is the part that would be busiest if nothing else existed.
+        """
+        high, low = self.high, self.low
+        all_tiles = (high.tiles + low.tiles) * self.k_tiles
+        busy = np.broadcast_arrays(
+            all_tiles * self.issue,
+            high.tiles * (high.header + self.k_tiles * high.weights)
+            + low.tiles * (low.header + self.k_tiles * low.weights),
+            all_tiles * self.activations,
+            high.tiles * high.drain + low.tiles * low.drain,
+        )
+        return np.asarray(np.argmax(np.stack(busy), axis=0))
 
     def _row_tiles(self, a: AcceleratorColumns, population: Population, tiles: IntArray, *, bits: int) -> _RowTiles:
         rows = a.rows_per_dsp(bits) * a.array_rows

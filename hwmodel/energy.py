@@ -33,26 +33,34 @@ def energy_mj(
 ) -> NDArray[np.float64]:
     """Energy of each workload in millijoules, shape (N,); `latency_ms` has shape (N,)."""
     g, v = population.gemms, population.vectors
-    columns = g.tokens * g.inputs * g.count
-    macs_pj = (columns * g.rows_high).sum(axis=1) * _mac_pj(population.high_bits, constants) + (
-        columns * g.rows_low
-    ).sum(axis=1) * _mac_pj(population.low_bits, constants)
-
     tiles_high, tiles_low = row_tiles(accelerator, population)
-    act_bytes = population.act_bits / 8
-    streamed = columns * (tiles_high + tiles_low) * act_bytes
+    columns = g.tokens * g.inputs * g.count
+    streamed = columns * (tiles_high + tiles_low) * population.act_bits
     results = g.tokens * (g.rows_high + g.rows_low) * g.count
-    sums = 8 * results * ceil_div(g.inputs, accelerator.array_inputs)
+    sums = 64 * results * ceil_div(g.inputs, accelerator.array_inputs)
+    written = results * population.act_bits
+    second_operand = g.inputs * (g.rows_high + g.rows_low) * g.count * ~g.stored * population.act_bits
     passes = np.array([VECTOR_TIMING[kind][0] for kind in v.kinds], dtype=np.int64)
-    vector_bytes = (2 * passes * v.tokens * v.width * v.count).sum(axis=1) * act_bytes
-    buffer_bytes = (streamed + sums + results * act_bytes).sum(axis=1) + vector_bytes
 
-    not_stored = ~np.array(g.stored, dtype=bool)
-    second_operand = g.inputs * (g.rows_high + g.rows_low) * g.count * not_stored * act_bytes
-    activation_bytes = (streamed + second_operand + results * act_bytes).sum(axis=1)
-    memory_bytes = population.weight_bytes() + accelerator.ddr_activations * activation_bytes
-
-    picojoules = macs_pj + buffer_bytes * constants.buffer_pj_per_byte + memory_bytes * constants.ddr_pj_per_byte
+    # Whole numbers (bits, not bytes), so that they add up exactly in whatever order.
+    of_gemms = [
+        columns * g.rows_high,
+        columns * g.rows_low,
+        streamed + sums + written,
+        g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
+        accelerator.ddr_activations * (streamed + second_operand + written),
+    ]
+    moved = 2 * passes * v.tokens * v.width * v.count * population.act_bits
+    none = np.zeros_like(moved)
+    macs_high, macs_low, buffer_bits, weight_bits, activation_bits = population.totals(
+        np.concatenate(of_gemms), np.concatenate([none, none, moved, none, none])
+    )
+    picojoules = (
+        macs_high * _mac_pj(population.high_bits, constants)
+        + macs_low * _mac_pj(population.low_bits, constants)
+        + buffer_bits / 8 * constants.buffer_pj_per_byte
+        + (-(-weight_bits // 8) + activation_bits / 8) * constants.ddr_pj_per_byte
+    )
     return np.asarray(picojoules * 1e-9 + constants.static_w * latency_ms)
 
 

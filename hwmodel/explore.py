@@ -1,5 +1,8 @@
 """The fastest accelerators that a device can hold for given networks: every point of a grid, in a few array calls.
 
+A term of the cost model depends on few of the axes (the k tiles of a product on the shape of the array alone), so the
+grid stays a product of axes that broadcast against each other, and a design becomes an object when it is returned.
+
 The grid is the array's shape (with sizes between the powers of two, since 192 or 384 rows on three lanes divide better
 by 24 or 48), both packing backends, widths of the memory streams that the device's ports can form, widths of the drain,
 and lanes of the vector unit. Buffers are sized from the networks: the largest activations and the longest sequence.
@@ -10,21 +13,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hwmodel.accelerator import ACTIVATION_PLACES, BACKENDS, AcceleratorColumns, AcceleratorConfig
+from hwmodel.accelerator import ACTIVATION_PLACES, BACKENDS, AcceleratorColumns, AcceleratorConfig, FloatLike
 from hwmodel.cycles import gemm_cycles, vector_cycles
 from hwmodel.device import Device
 from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.registry import unknown_name
-from hwmodel.resources import Resources, demands, resources_of, total
-from hwmodel.workload import GemmColumns, Population, Workload
+from hwmodel.resources import Demand, Resources, demands, resources_of, total
+from hwmodel.workload import Gemm, IntArray, Population, VectorOp, Workload
 
 ARRAY_SIZES = (4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 ONCHIP_DRAIN_BITS = (64, 128, 256, 512)
 VECTOR_LANES = (16, 32, 64)
+
+#: about so many figures of products (designs times products) are computed together
+CHUNK = 2**16
+
+_FIGURES = [field.name for field in dataclasses.fields(AcceleratorColumns)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,33 +81,33 @@ def explore(
     clock = device.clock_mhz if clock_mhz is None else clock_mhz
     if clock > device.max_clock_mhz:
         raise UsageError(f"clock_mhz {clock:g} exceeds {device.max_clock_mhz:g}, the most that {device.name} supports")
-    configs = _grid(workloads, device, clock_mhz=clock, backend=backend, array=array, activations=activations)
-    columns = AcceleratorColumns.of(configs)
+    grid = _grid(workloads, device, clock_mhz=clock, backend=backend, array=array, activations=activations)
+    columns = grid.columns()
     # How full the most exceeded limit is, for every design: above 1, the design does not fit.
-    fullness = np.max([np.broadcast_to(d.used, (len(configs), 1)) / d.limit for d in demands(columns, device)], axis=0)[
-        :, 0
-    ]
-    fitting = [config for config, full in zip(configs, fullness, strict=True) if full <= 1]
-    if not fitting:
-        nearest = configs[int(fullness.argmin())]
+    fullness = np.max([grid.flat(_fullness(demand)) for demand in demands(columns, device)], axis=0)
+    fitting = np.flatnonzero(fullness <= 1)
+    if not fitting.size:
+        nearest = grid.config(int(fullness.argmin()))
         sentences = [d.violation for d in demands(AcceleratorColumns.one(nearest), device) if d.violation]
         raise InfeasibleError(
             f"no accelerator fits {device.name}; the nearest has {nearest.array_rows} x {nearest.array_inputs} DSPs "
             f"({nearest.backend}) and {'; '.join(sentences)}"
         )
-    columns = AcceleratorColumns.of(fitting)
-    cycles = np.stack([_cycles(columns, workload) for workload in workloads], axis=1)
+    cycles = np.stack([grid.flat(_cycles(grid, columns, workload))[fitting] for workload in workloads], axis=1)
     sums = total(columns)
-    order = np.lexsort((np.ravel(sums.bram18), np.ravel(sums.dsp), cycles.sum(axis=1)))
-    return tuple(
-        DesignPoint(
-            accelerator=fitting[i],
-            cycles=tuple(int(c) for c in cycles[i]),
-            latency_ms=float(cycles[i].sum() / (clock * 1e3)),
-            resources=resources_of(fitting[i], device.calibration),
+    order = np.lexsort((grid.flat(sums.bram18)[fitting], grid.flat(sums.dsp)[fitting], cycles.sum(axis=1)))[:limit]
+    points = []
+    for index, of_networks in zip(fitting[order].tolist(), cycles[order].tolist(), strict=True):
+        config = grid.config(index)
+        points.append(
+            DesignPoint(
+                accelerator=config,
+                cycles=tuple(of_networks),
+                latency_ms=sum(of_networks) / (clock * 1e3),
+                resources=resources_of(config, device.calibration),
+            )
         )
-        for i in order[:limit]
-    )
+    return tuple(points)
 
 
 def best_accelerator(
@@ -128,7 +140,7 @@ def _grid(
     backend: str | None,
     array: tuple[int, int] | None,
     activations: str,
-) -> list[AcceleratorConfig]:
+) -> _Grid:
     if activations not in ACTIVATION_PLACES:
         raise unknown_name("activations", activations, ACTIVATION_PLACES)
     # Shapes beyond the part's DSPs cannot fit; the smallest stays, to say by how much nothing does.
@@ -141,66 +153,117 @@ def _grid(
             if rows * inputs <= max(device.dsp, ARRAY_SIZES[0] ** 2)
         ]
     )
-    widths = [2**n * device.port_bits for n in range(device.hp_ports.bit_length())]
+    widths = [2**n * device.port_bits for n in range(max(device.hp_ports, 1).bit_length())]
     # A slow memory cannot fill a port for each stream: those take a part of one.
     sustained = 8000 * device.ddr_gb_per_s * device.ddr_efficiency
     while widths[0] % 16 == 0 and (1 if activations == "onchip" else 3) * widths[0] * clock_mhz > sustained:
         widths.insert(0, widths[0] // 2)
-    # On chip the array reads its own width from the activation buffer, whatever this stream's width.
-    streams = (
-        list(itertools.product(widths, widths[:1], ONCHIP_DRAIN_BITS))
-        if activations == "onchip"
-        else list(itertools.product(widths, repeat=3))
-    )
     tokens = max((gemm.tokens for workload in workloads for gemm in workload.gemms), default=1)
     onchip_bytes = max(workload.activation_bytes for workload in workloads)
-    return [
-        AcceleratorConfig(
-            array_rows=rows,
-            array_inputs=inputs,
-            backend=name,
-            clock_mhz=clock_mhz,
-            weight_stream_bits=weight_bits,
-            activation_stream_bits=activation_bits,
-            output_stream_bits=output_bits,
-            activations=activations,
-            activation_buffer_bytes=onchip_bytes if activations == "onchip" else 2 * tokens * inputs,
-            max_tokens=tokens,
-            vector_lanes=lanes,
-        )
-        for (rows, inputs), name, (weight_bits, activation_bits, output_bits), lanes in itertools.product(
-            shapes, [backend] if backend else BACKENDS, streams, VECTOR_LANES
-        )
+    # On chip the array reads its own width from the activation buffer, whatever the activation stream's width.
+    onchip = activations == "onchip"
+    axes: list[list[dict[str, Any]]] = [
+        [
+            {
+                "array_rows": rows,
+                "array_inputs": inputs,
+                "activation_buffer_bytes": onchip_bytes if onchip else 2 * tokens * inputs,
+            }
+            for rows, inputs in shapes
+        ],
+        [{"backend": name} for name in ([backend] if backend else BACKENDS)],
+        [{"weight_stream_bits": bits} for bits in widths],
+        [{"activation_stream_bits": bits} for bits in (widths[:1] if onchip else widths)],
+        [{"output_stream_bits": bits} for bits in (ONCHIP_DRAIN_BITS if onchip else widths)],
+        [{"vector_lanes": lanes} for lanes in VECTOR_LANES],
     ]
+    first: dict[str, Any] = {"clock_mhz": clock_mhz, "activations": activations, "max_tokens": tokens}
+    for choices in axes:
+        first |= choices[0]
+    return _Grid(first=AcceleratorConfig(**first), axes=axes)
 
 
-def _cycles(accelerators: AcceleratorColumns, workload: Workload) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Cycles of one workload on each of C accelerators, shape (C,)."""
-    population = _merged(Population.of(workload))
-    gemms = gemm_cycles(accelerators, population).sum(axis=1)
-    return np.asarray(gemms + vector_cycles(accelerators, population).sum(axis=1))
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Grid:
+    """All combinations of one choice on each axis, in the order of `itertools.product`.
+
+    `first` has the first choice everywhere. A choice sets some keys, and no key is set by two axes.
+    """
+
+    first: AcceleratorConfig
+    axes: list[list[dict[str, Any]]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of choices on each axis."""
+        return tuple(len(choices) for choices in self.axes)
+
+    def config(self, index: int) -> AcceleratorConfig:
+        """The design at a position of the flattened grid."""
+        changes: dict[str, Any] = {}
+        for choices, chosen in zip(self.axes, np.unravel_index(index, self.shape), strict=True):
+            changes |= choices[int(chosen)]
+        return dataclasses.replace(self.first, **changes)
+
+    def columns(self) -> AcceleratorColumns:
+        """Every figure with its own axis in place, of size 1 on the others and on a last one for layers.
+
+        Raises:
+            UsageError: some choice is impossible.
+        """
+        figures = {name: getattr(AcceleratorColumns.one(self.first), name) for name in _FIGURES}
+        for axis, choices in enumerate(self.axes):
+            along = AcceleratorColumns.of([dataclasses.replace(self.first, **choice) for choice in choices])
+            for name in _FIGURES:
+                values = getattr(along, name)
+                if (values != values[0]).any():
+                    figures[name] = values.reshape(*(-1 if a == axis else 1 for a in range(len(self.axes))), 1)
+        return AcceleratorColumns(**figures)
+
+    def flat(self, figures: Any) -> NDArray[Any]:
+        """Figures that broadcast to the grid and a last axis of size 1, for every design in order."""
+        return np.broadcast_to(figures, (*self.shape, 1)).reshape(-1)
 
 
-def _merged(population: Population) -> Population:
-    """A population of one in which equal products are one with their counts added, since blocks repeat."""
-    g = population.gemms
-    shapes, first, group = np.unique(
-        np.concatenate([g.tokens, g.inputs, g.rows_high, g.rows_low]),
-        axis=1,
-        return_index=True,
-        return_inverse=True,
+def _fullness(demand: Demand) -> FloatLike:
+    if demand.limit:
+        return demand.used / demand.limit
+    return np.where(np.asarray(demand.used) > 0, np.inf, 0.0)
+
+
+def _cycles(grid: _Grid, accelerators: AcceleratorColumns, workload: Workload) -> IntArray:
+    """Cycles of one workload, to be broadcast to the grid and a last axis of size 1."""
+    population = Population.of(_merged(workload))
+    vectors = vector_cycles(accelerators, population).sum(axis=-1, keepdims=True)
+    # A few shapes at a time, so that arrays with an entry for each product stay in the processor's cache.
+    shapes, *others = grid.shape
+    products = max(len(population.gemms.names), 1)
+    step = max(1, CHUNK // (math.prod(others) // len(VECTOR_LANES) * products))
+    gemms = [
+        gemm_cycles(_some(accelerators, slice(start, start + step)), population).sum(axis=-1, keepdims=True)
+        for start in range(0, shapes, step)
+    ]
+    return np.asarray(np.concatenate(gemms) + vectors)
+
+
+def _some(accelerators: AcceleratorColumns, shapes: slice) -> AcceleratorColumns:
+    """The columns for some shapes of the array; figures that do not depend on it stay as they are."""
+    figures = {name: getattr(accelerators, name) for name in _FIGURES}
+    return AcceleratorColumns(
+        **{name: value[shapes] if np.ndim(value) and len(value) > 1 else value for name, value in figures.items()}
     )
-    counts = np.zeros((1, len(first)), dtype=np.int64)
-    np.add.at(counts[0], group, g.count[0])
-    tokens, inputs, rows_high, rows_low = shapes[:, None]
-    gemms = GemmColumns(
-        names=tuple(g.names[i] for i in first),
-        kinds=tuple(g.kinds[i] for i in first),
-        stored=tuple(g.stored[i] for i in first),
-        tokens=tokens,
-        inputs=inputs,
-        rows_high=rows_high,
-        rows_low=rows_low,
-        count=counts,
+
+
+def _merged(workload: Workload) -> Workload:
+    """The workload with equal layers as one, their counts added, since blocks repeat."""
+    gemms: Counter[Gemm] = Counter()
+    for gemm in workload.gemms:
+        gemms[dataclasses.replace(gemm, name="", kind="", stored=True, count=1)] += gemm.count
+    vectors: Counter[VectorOp] = Counter()
+    for vector in workload.vectors:
+        vectors[dataclasses.replace(vector, name="", count=1)] += vector.count
+    return dataclasses.replace(
+        workload,
+        gemms=tuple(dataclasses.replace(gemm, count=count) for gemm, count in gemms.items()),
+        vectors=tuple(dataclasses.replace(vector, count=count) for vector, count in vectors.items()),
     )
-    return dataclasses.replace(population, gemms=gemms)

@@ -1,8 +1,10 @@
 """What the hardware executes, layer by layer: matrix products and vector operations, for one network or for many.
 
-A `Population` is the array form: N workloads whose layers are aligned in columns, so that a cost model computes all
-of them in a few NumPy calls. A layer that a workload lacks has `count` 0 in that row. A `Workload` is the readable
-form of one row; a cost model turns it into a population of one, so both give the same integers by construction.
+A `Population` is the array form of N workloads. Networks of one search space are put together from few different
+*parts* (half a block, the stem, the head), so it holds the layers of every part once, in columns, and for each network
+the numbers of its parts. A cost model computes each layer of that table once and adds up by `Population.totals`. A
+`Workload` is the readable form of one network; a cost model turns it into a population of one part, so both give the
+same integers by construction.
 
 A matrix product has `rows_high` weight rows at `high_bits` followed by `rows_low` rows at `low_bits` (8 and 4 unless
 the space says otherwise): `C[f, m] = requant(sum_k A[f, k] * W[m, k] + b[m])`, f over `tokens`, k over `inputs`,
@@ -12,7 +14,8 @@ m over the rows. Products of two activations (attention) have all their rows at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -92,21 +95,37 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GemmColumns:
-    """G aligned matrix products of N workloads; every array is int64 of shape (N, G)."""
+    """G matrix products; every array has shape (1, G), so that it broadcasts against C accelerators of shape (C, 1).
+
+    A product with a `count` of 0 is absent.
+    """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
-    stored: tuple[bool, ...]
+    stored: NDArray[np.bool_]
     tokens: IntArray
     inputs: IntArray
     rows_high: IntArray
     rows_low: IntArray
     count: IntArray
 
+    def macs(self) -> IntArray:
+        """Multiply-accumulates of each product over all its executions, (1, G)."""
+        return self.tokens * self.inputs * (self.rows_high + self.rows_low) * self.count
+
+    def weight_bits(self, *, high_bits: int, low_bits: int) -> IntArray:
+        """Bits of the stored weights of each product, each row at its own precision, (1, G)."""
+        return self.inputs * (self.rows_high * high_bits + self.rows_low * low_bits) * (self.count * self.stored)
+
+    @staticmethod
+    def joined(tables: Sequence[GemmColumns]) -> GemmColumns:
+        """The products of several tables in one."""
+        return GemmColumns(**_joined(tables, GemmColumns))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VectorColumns:
-    """V aligned vector operations of N workloads; every array is int64 of shape (N, V)."""
+    """V vector operations; every array is int64 of shape (1, V). One with a `count` of 0 is absent."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -114,97 +133,153 @@ class VectorColumns:
     width: IntArray
     count: IntArray
 
+    @staticmethod
+    def joined(tables: Sequence[VectorColumns]) -> VectorColumns:
+        """The operations of several tables in one."""
+        return VectorColumns(**_joined(tables, VectorColumns))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Population:
-    """N workloads in array form; see the module's docstring. `activation_bytes` has shape (N,)."""
+    """N workloads, each a sequence of at most S of the U different parts; see the module's docstring.
+
+    Part u owns the products from `gemm_starts[u]` up to `gemm_starts[u + 1]`, and the vector operations likewise.
+    `parts[n, s]` is the part that network n has in slot s; a part without layers stands for an empty slot. The layers
+    of a part have names with "{}" where the label of their slot belongs: "blocks.{}.fc1" and "3" give "blocks.3.fc1".
+    """
 
     gemms: GemmColumns
     vectors: VectorColumns
-    activation_bytes: IntArray
+    gemm_starts: IntArray  # (U + 1,)
+    vector_starts: IntArray  # (U + 1,)
+    part_activation_bytes: IntArray  # (U,)
+    slots: tuple[str, ...]  # (S,)
+    parts: IntArray  # (N, S)
     high_bits: int = 8
     low_bits: int = 4
     act_bits: int = 8
 
     def __len__(self) -> int:
-        return int(self.activation_bytes.shape[0])
+        return len(self.parts)
 
     @staticmethod
     def of(workload: Workload) -> Population:
-        """The population that holds `workload` alone."""
+        """The population that holds `workload` alone, as one part."""
         gemms, vectors = workload.gemms, workload.vectors
+        gemm_rows = [(g.tokens, g.inputs, g.rows_high, g.rows_low, g.count, g.stored) for g in gemms]
+        vector_rows = [(v.tokens, v.width, v.count) for v in vectors]
+        # C order, (6, G) and (3, V): each column of the table is one contiguous row here
+        g = np.array(gemm_rows, dtype=np.int64).reshape(-1, 6).T.copy()
+        v = np.array(vector_rows, dtype=np.int64).reshape(-1, 3).T.copy()
         return Population(
             gemms=GemmColumns(
-                names=tuple(g.name for g in gemms),
-                kinds=tuple(g.kind for g in gemms),
-                stored=tuple(g.stored for g in gemms),
-                tokens=_row([g.tokens for g in gemms]),
-                inputs=_row([g.inputs for g in gemms]),
-                rows_high=_row([g.rows_high for g in gemms]),
-                rows_low=_row([g.rows_low for g in gemms]),
-                count=_row([g.count for g in gemms]),
+                names=tuple([g.name for g in gemms]),
+                kinds=tuple([g.kind for g in gemms]),
+                tokens=g[0:1],
+                inputs=g[1:2],
+                rows_high=g[2:3],
+                rows_low=g[3:4],
+                count=g[4:5],
+                stored=g[5:6] != 0,
             ),
             vectors=VectorColumns(
-                names=tuple(v.name for v in vectors),
-                kinds=tuple(v.kind for v in vectors),
-                tokens=_row([v.tokens for v in vectors]),
-                width=_row([v.width for v in vectors]),
-                count=_row([v.count for v in vectors]),
+                names=tuple([v.name for v in vectors]),
+                kinds=tuple([v.kind for v in vectors]),
+                tokens=v[0:1],
+                width=v[1:2],
+                count=v[2:3],
             ),
-            activation_bytes=np.array([workload.activation_bytes], dtype=np.int64),
+            gemm_starts=np.array([0, len(gemms)]),
+            vector_starts=np.array([0, len(vectors)]),
+            part_activation_bytes=np.array([workload.activation_bytes], dtype=np.int64),
+            slots=("",),
+            parts=np.zeros((1, 1), dtype=np.int64),
             high_bits=workload.high_bits,
             low_bits=workload.low_bits,
             act_bits=workload.act_bits,
         )
 
     def workload(self, index: int, *, name: str) -> Workload:
-        """Row `index` as a `Workload`, without the layers that it lacks."""
+        """Network `index` as a `Workload`, without absent layers."""
         g, v = self.gemms, self.vectors
+        gemms, vectors = [], []
+        for slot, part in zip(self.slots, self.parts[index].tolist(), strict=True):
+            gemms += [
+                Gemm(
+                    name=g.names[i].replace("{}", slot),
+                    kind=g.kinds[i],
+                    tokens=int(g.tokens[0, i]),
+                    inputs=int(g.inputs[0, i]),
+                    rows_high=int(g.rows_high[0, i]),
+                    rows_low=int(g.rows_low[0, i]),
+                    count=int(g.count[0, i]),
+                    stored=bool(g.stored[0, i]),
+                )
+                for i in range(self.gemm_starts[part], self.gemm_starts[part + 1])
+                if g.count[0, i]
+            ]
+            vectors += [
+                VectorOp(
+                    name=v.names[i].replace("{}", slot),
+                    kind=v.kinds[i],
+                    tokens=int(v.tokens[0, i]),
+                    width=int(v.width[0, i]),
+                    count=int(v.count[0, i]),
+                )
+                for i in range(self.vector_starts[part], self.vector_starts[part + 1])
+                if v.count[0, i]
+            ]
         return Workload(
             name=name,
-            gemms=tuple(
-                Gemm(
-                    name=g.names[i],
-                    kind=g.kinds[i],
-                    tokens=int(g.tokens[index, i]),
-                    inputs=int(g.inputs[index, i]),
-                    rows_high=int(g.rows_high[index, i]),
-                    rows_low=int(g.rows_low[index, i]),
-                    count=int(g.count[index, i]),
-                    stored=g.stored[i],
-                )
-                for i in range(len(g.names))
-                if g.count[index, i]
-            ),
-            vectors=tuple(
-                VectorOp(
-                    name=v.names[i],
-                    kind=v.kinds[i],
-                    tokens=int(v.tokens[index, i]),
-                    width=int(v.width[index, i]),
-                    count=int(v.count[index, i]),
-                )
-                for i in range(len(v.names))
-                if v.count[index, i]
-            ),
-            activation_bytes=int(self.activation_bytes[index]),
+            gemms=tuple(gemms),
+            vectors=tuple(vectors),
+            activation_bytes=int(self.activation_bytes()[index]),
             high_bits=self.high_bits,
             low_bits=self.low_bits,
             act_bits=self.act_bits,
         )
 
+    def totals(self, gemms: IntArray, vectors: IntArray | None = None) -> IntArray:
+        """Figures of single layers added up for each network, in exact integers.
+
+        Args:
+            gemms: a figure for each product, shape (..., G).
+            vectors: a figure for each vector operation, shape (..., V), if those have one.
+
+        Returns:
+            The sums, shape (..., N).
+        """
+        of_parts = _sums(gemms, self.gemm_starts)
+        if vectors is not None:
+            of_parts = of_parts + _sums(vectors, self.vector_starts)
+        return np.asarray(of_parts.take(self.parts, axis=-1).sum(axis=-1))
+
+    def activation_bytes(self) -> IntArray:
+        """The largest amount of activations alive at once in each network, shape (N,)."""
+        return np.asarray(self.part_activation_bytes[self.parts].max(axis=1, initial=0))
+
     def macs(self) -> IntArray:
         """Multiply-accumulates for one image of each workload, shape (N,)."""
-        g = self.gemms
-        return np.asarray((g.tokens * g.inputs * (g.rows_high + g.rows_low) * g.count).sum(axis=1))
+        return self.totals(self.gemms.macs()[0])
 
     def weight_bytes(self) -> IntArray:
         """Bytes of stored weights of each workload, packed, shape (N,)."""
-        g = self.gemms
-        bits = g.inputs * (g.rows_high * self.high_bits + g.rows_low * self.low_bits) * g.count
-        total = bits[:, np.array(g.stored, dtype=bool)].sum(axis=1)
-        return np.asarray(-(-total // 8))
+        bits = self.totals(self.gemms.weight_bits(high_bits=self.high_bits, low_bits=self.low_bits)[0])
+        return np.asarray(-(-bits // 8))
 
 
-def _row(values: Sequence[Any]) -> IntArray:
-    return np.array([values], dtype=np.int64)
+def _sums(figures: IntArray, starts: IntArray) -> IntArray:
+    """The sums of `figures` (..., L) from each start to the next, shape (..., U); a part may be empty."""
+    running = np.zeros((*figures.shape[:-1], figures.shape[-1] + 1), dtype=np.int64)
+    np.cumsum(figures, axis=-1, out=running[..., 1:])
+    ends = running[..., starts]
+    return np.asarray(ends[..., 1:] - ends[..., :-1])
+
+
+def _joined(tables: Sequence[Any], cls: type) -> dict[str, Any]:
+    """Every field of `cls` from all `tables`, one after the other."""
+    columns = {field.name: [getattr(table, field.name) for table in tables] for field in fields(cls)}
+    return {
+        name: tuple(chain.from_iterable(values)) if name in ("names", "kinds") else np.concatenate(values, axis=1)
+        for name, values in columns.items()
+    }

@@ -1,20 +1,24 @@
 """The fastest and the slowest subnet of a space, exactly, without enumerating it.
 
-Cycles add up over layers, and the layers of a block depend only on that block's genes and on image size and width.
-So for each image size and width the extreme over all subnets of depth d is the stem plus d times the extreme block.
+Cycles add up over layers. Those of a block's mixer half depend only on the genes of that half and on image size and
+width, those of its MLP half likewise. So for each image size and width the extreme over all subnets of depth d consists
+of d times the extreme halves, and each half can be varied on its own while the other one stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.cost import CostModel
+from hwmodel.workload import IntArray
 from supernet.lowering import lower_many
 from supernet.space import BLOCK_GENES, GLOBAL_GENES, Genotypes, SearchSpace
+
+MIXER_GENES = ("num_heads", "operator", "qkv_ratio", "proj_ratio")
+MLP_GENES = ("mlp_ratio", "fc1_ratio", "fc2_ratio")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,40 +32,34 @@ class LatencyBounds:
 
 
 def latency_bounds(space: SearchSpace, model: CostModel) -> LatencyBounds:
-    """The smallest and the largest latency of any subnet in `space`."""
-    variants = space.block_variants()
-    extremes: list[tuple[int, Genotypes]] = []
-    for image_size in range(len(space.image_size)):
-        for embed_dim in range(len(space.embed_dim)):
-            genotypes = np.zeros((len(variants), len(space.gene_sizes)), dtype=np.int64)
-            genotypes[:, 0], genotypes[:, 1] = image_size, embed_dim
-            genotypes[:, len(GLOBAL_GENES) : len(GLOBAL_GENES) + len(BLOCK_GENES)] = variants
-            stem, block = _stem_and_block_cycles(space, model, genotypes)
-            for depth, pick in ((0, np.argmin), (len(space.depth) - 1, np.argmax)):
-                chosen = int(pick(block))
-                genotype = genotypes[chosen].copy()
-                genotype[2] = depth
-                genotype[len(GLOBAL_GENES) :] = np.tile(variants[chosen], space.max_depth)
-                cycles = int(stem[chosen] + space.depth[depth] * block[chosen])
-                extremes.append((cycles, space.canonical(genotype[None])[0]))
-    fastest = min(extremes, key=lambda e: e[0])[1]
-    slowest = max(extremes, key=lambda e: e[0])[1]
+    """The smallest and the largest latency of any subnet in `space`, on a model whose cycles add up over layers."""
+    extremes: list[Genotypes] = []
+    for image_size, embed_dim in product(range(len(space.image_size)), range(len(space.embed_dim))):
+        for depth, pick in ((0, np.argmin), (len(space.depth) - 1, np.argmax)):
+            genotype = np.zeros(len(space.gene_sizes), dtype=np.int64)
+            genotype[: len(GLOBAL_GENES)] = image_size, embed_dim, depth
+            for half in (MIXER_GENES, MLP_GENES):
+                variants = _variants(space, genotype, half)
+                genotype = variants[pick(_cycles(space, model, variants))]
+            extremes.append(genotype)
+    candidates = np.stack(extremes)
+    cycles = _cycles(space, model, candidates)
+    fastest, slowest = candidates[cycles.argmin()], candidates[cycles.argmax()]
     both = model.estimate_many(lower_many(space.arrays(np.stack([fastest, slowest])))).latency_ms
     return LatencyBounds(fastest_ms=float(both[0]), slowest_ms=float(both[1]), fastest=fastest, slowest=slowest)
 
 
-def _stem_and_block_cycles(
-    space: SearchSpace, model: CostModel, genotypes: Genotypes
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cycles outside of blocks and cycles of block 0, each (N,)."""
-    population = lower_many(space.arrays(genotypes))
-    batch = model.estimate_many(population)
+def _variants(space: SearchSpace, genotype: Genotypes, genes: tuple[str, ...]) -> Genotypes:
+    """`genotype` with every combination of these genes of a block, the same in all its blocks, shape (V, G)."""
+    gene_sizes = space.gene_sizes[len(GLOBAL_GENES) :][: len(BLOCK_GENES)]
+    places = [BLOCK_GENES.index(gene) for gene in genes]
+    choices = np.array(list(np.ndindex(*gene_sizes[places])), dtype=np.int64)
+    variants = np.tile(genotype, (len(choices), 1))
+    blocks = variants[:, len(GLOBAL_GENES) :].reshape(len(choices), space.max_depth, len(BLOCK_GENES))
+    blocks[:, :, places] = choices[:, None, :]
+    return space.canonical(variants)
 
-    def total(belongs: Callable[[str], bool]) -> NDArray[np.int64]:
-        gemms = np.array([belongs(name) for name in population.gemms.names])
-        vectors = np.array([belongs(name) for name in population.vectors.names])
-        return np.asarray(
-            batch.gemm_cycles[:, gemms].sum(axis=1) + batch.vector_cycles[:, vectors].sum(axis=1), dtype=np.int64
-        )
 
-    return total(lambda name: not name.startswith("blocks.")), total(lambda name: name.startswith("blocks.0."))
+def _cycles(space: SearchSpace, model: CostModel, genotypes: Genotypes) -> IntArray:
+    """Cycles of whole subnets, shape (N,)."""
+    return model.estimate_many(lower_many(space.arrays(genotypes))).cycles

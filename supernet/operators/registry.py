@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from hwmodel.registry import Registry
 from hwmodel.workload import GemmColumns, IntArray, VectorColumns
 
-Column = tuple[str, str, bool, IntArray, IntArray, IntArray, IntArray, IntArray]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixerShapes:
-    """The shapes of one block's mixer in N subnets; arrays have shape (N,)."""
+    """The shapes of N different mixers; arrays have shape (N,)."""
 
-    name: str  # prefix of layer names, "blocks.3"
+    name: str  # prefix of layer names, with "{}" where the number of the block belongs: "blocks.{}"
     tokens: IntArray
     embed_dim: IntArray
     num_heads: IntArray
@@ -36,7 +34,7 @@ class MixerShapes:
 
 @dataclass(slots=True)
 class LayerColumns:
-    """Collects the aligned layers of N workloads while they are lowered."""
+    """Collects the layers of N parts while they are lowered together: every part has the same ones, in other sizes."""
 
     _gemms: list[tuple[str, str, bool, tuple[IntArray, ...]]] = field(default_factory=list)
     _vectors: list[tuple[str, str, tuple[IntArray, ...]]] = field(default_factory=list)
@@ -60,13 +58,13 @@ class LayerColumns:
         """Adds a vector operation; see `hwmodel.workload.VectorOp`."""
         self._vectors.append((name, kind, (tokens, width, count)))
 
-    def gemm_columns(self) -> GemmColumns:
-        """All matrix products so far as arrays (N, G)."""
-        tokens, inputs, rows_high, rows_low, count = _stack([arrays for *_, arrays in self._gemms])
+    def gemm_columns(self, parts: int) -> GemmColumns:
+        """All matrix products so far, those of the first of N parts first, then those of the second, and so on."""
+        tokens, inputs, rows_high, rows_low, count = _flat([arrays for *_, arrays in self._gemms], parts, fields=5)
         return GemmColumns(
-            names=tuple(name for name, *_ in self._gemms),
-            kinds=tuple(kind for _, kind, *_ in self._gemms),
-            stored=tuple(stored for _, _, stored, _ in self._gemms),
+            names=tuple(name for name, *_ in self._gemms) * parts,
+            kinds=tuple(kind for _, kind, *_ in self._gemms) * parts,
+            stored=np.tile(np.array([stored for _, _, stored, _ in self._gemms], dtype=bool), (1, parts)),
             tokens=tokens,
             inputs=inputs,
             rows_high=rows_high,
@@ -74,20 +72,25 @@ class LayerColumns:
             count=count,
         )
 
-    def vector_columns(self) -> VectorColumns:
-        """All vector operations so far as arrays (N, V)."""
-        tokens, width, count = _stack([arrays for *_, arrays in self._vectors])
+    def vector_columns(self, parts: int) -> VectorColumns:
+        """All vector operations so far, part by part."""
+        tokens, width, count = _flat([arrays for *_, arrays in self._vectors], parts, fields=3)
         return VectorColumns(
-            names=tuple(name for name, *_ in self._vectors),
-            kinds=tuple(kind for _, kind, _ in self._vectors),
+            names=tuple(name for name, *_ in self._vectors) * parts,
+            kinds=tuple(kind for _, kind, *_ in self._vectors) * parts,
             tokens=tokens,
             width=width,
             count=count,
         )
 
 
-def _stack(columns: list[tuple[IntArray, ...]]) -> list[IntArray]:
-    return [np.stack(np.broadcast_arrays(*arrays), axis=1) for arrays in zip(*columns, strict=True)]
+def _flat(layers: list[tuple[IntArray, ...]], parts: int, *, fields: int) -> IntArray:
+    """The fields of L layers, given as arrays (N,), as one array of shape (fields, 1, N * L)."""
+    table = np.empty((fields, parts, len(layers)), dtype=np.int64)
+    for index, arrays in enumerate(layers):
+        for field_index, array in enumerate(arrays):
+            table[field_index, :, index] = array
+    return table.reshape(fields, 1, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

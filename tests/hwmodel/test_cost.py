@@ -8,22 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel.cost import CostModel, FpgaCostModel
-from hwmodel.workload import GemmColumns, Population, VectorColumns, VectorOp
+from hwmodel.workload import VECTOR_KINDS, GemmColumns, Population, VectorColumns, VectorOp
 
 
 @st.composite
 def populations(draw):
-    """Random populations in which layers may be absent."""
-    n, g, v = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(0, 3))
+    """Random populations; parts may have no layers, and layers may be absent."""
+    gemm_counts = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    vector_counts = draw(st.lists(st.integers(0, 2), min_size=len(gemm_counts), max_size=len(gemm_counts)))
+    networks, slots = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    g, v = sum(gemm_counts), sum(vector_counts)
 
     def ints(low, high, columns):
-        return rng.integers(low, high, size=(n, columns), dtype=np.int64)
+        return rng.integers(low, high, size=(1, columns), dtype=np.int64)
 
     gemms = GemmColumns(
-        names=tuple(f"g{i}" for i in range(g)),
+        names=tuple(f"{{}}.g{i}" for i in range(g)),
         kinds=("fc1",) * g,
-        stored=tuple(bool(b) for b in rng.integers(0, 2, g)),
+        stored=rng.integers(0, 2, (1, g)) > 0,
         tokens=ints(1, 300, g),
         inputs=ints(1, 300, g),
         rows_high=ints(0, 200, g),
@@ -31,8 +34,8 @@ def populations(draw):
         count=ints(0, 3, g),
     )
     vectors = VectorColumns(
-        names=tuple(f"v{i}" for i in range(v)),
-        kinds=("layernorm", "softmax", "residual")[:v],
+        names=tuple(f"{{}}.v{i}" for i in range(v)),
+        kinds=tuple(VECTOR_KINDS[i] for i in rng.integers(0, 3, v)),
         tokens=ints(1, 300, v),
         width=ints(1, 300, v),
         count=ints(0, 3, v),
@@ -40,9 +43,14 @@ def populations(draw):
     return Population(
         gemms=gemms,
         vectors=vectors,
-        activation_bytes=rng.integers(1, 8000, size=n, dtype=np.int64),
+        gemm_starts=np.cumsum([0, *gemm_counts]),
+        vector_starts=np.cumsum([0, *vector_counts]),
+        part_activation_bytes=rng.integers(1, 8000, size=len(gemm_counts), dtype=np.int64),
+        slots=tuple(f"slot{i}" for i in range(slots)),
+        parts=rng.integers(0, len(gemm_counts), (networks, slots)),
         high_bits=draw(st.sampled_from([8, 6])),
         low_bits=draw(st.sampled_from([4, 2])),
+        act_bits=draw(st.sampled_from([8, 5])),
     )
 
 
@@ -51,18 +59,19 @@ def populations(draw):
     backend=st.sampled_from(["dual", "atomic"]),
     activations=st.sampled_from(["onchip", "ddr"]),
 )
-def test_one_network_costs_what_its_row_costs(config, zcu102, population, backend, activations):
+def test_one_network_costs_what_it_costs_among_many(config, zcu102, population, backend, activations):
     model = FpgaCostModel(zcu102, config(backend=backend, activations=activations))
     batch = model.estimate_many(population)
     for i in range(len(population)):
-        estimate = model.estimate(population.workload(i, name="row"))
+        workload = population.workload(i, name="row")
+        estimate = model.estimate(workload)
         assert estimate.cycles == batch.cycles[i] == sum(layer.cycles for layer in estimate.layers)
         assert estimate.latency_ms == batch.latency_ms[i]
-        assert estimate.energy_mj == pytest.approx(batch.energy_mj[i])
+        assert estimate.energy_mj == batch.energy_mj[i]
         assert (estimate.violations == ()) == batch.fits[i]
-        present = [*batch.gemm_cycles[i][population.gemms.count[i] > 0]]
-        present += [*batch.vector_cycles[i][population.vectors.count[i] > 0]]
-        assert [layer.cycles for layer in estimate.layers] == present
+        assert sum(layer.macs for layer in estimate.layers) == workload.macs == population.macs()[i]
+        assert workload.weight_bytes == population.weight_bytes()[i]
+        assert [layer.name for layer in estimate.layers] == [x.name for x in (*workload.gemms, *workload.vectors)]
 
 
 def test_fpga_model_is_a_cost_model_and_pickles(config, zcu102, deit):

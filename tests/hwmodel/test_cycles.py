@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel.accelerator import AcceleratorColumns
-from hwmodel.cycles import array_latency, gemm_bounds, gemm_cycles, vector_cycles
+from hwmodel.cycles import BOUNDS, GemmTerms, array_latency, gemm_cycles, vector_cycles
 from hwmodel.errors import UsageError
 from hwmodel.workload import Population, VectorOp
 
@@ -136,4 +136,5 @@ def test_vector_operations_by_hand(config, workload):
 )
 def test_bounds(*, config, gemm, workload, changes, shape, bound):
     columns = AcceleratorColumns.one(config(**changes))
-    assert gemm_bounds(columns, Population.of(workload(gemm(*shape)))).tolist() == [[bound]]
+    [[index]] = GemmTerms(columns, Population.of(workload(gemm(*shape)))).bounds()
+    assert BOUNDS[index] == bound

@@ -73,6 +73,19 @@ def test_nothing_fits_a_tiny_device(deit, zcu102):
         explore([deit(depth=1)], tiny)
 
 
+@pytest.mark.parametrize("changes", [{"dsp": 0}, {"bram18": 0}, {"hp_ports": 0}, {"ddr_gb_per_s": 0.0}])
+def test_nothing_fits_a_device_without_a_resource(deit, zcu102, changes):
+    with pytest.raises(InfeasibleError, match=r"no accelerator fits zcu102; the nearest has .* exceeds 0 "):
+        explore([deit(depth=1)], dataclasses.replace(zcu102, **changes))
+
+
+def test_networks_of_different_bits_share_an_accelerator(deit, zcu102):
+    networks = [deit(depth=1), dataclasses.replace(deit(depth=2, high=0.5), high_bits=6, low_bits=3)]
+    for point in explore(networks, zcu102, array=(8, 12), activations="ddr", limit=20):
+        model = FpgaCostModel(zcu102, point.accelerator)
+        assert point.cycles == tuple(model.estimate(network).cycles for network in networks)
+
+
 def test_an_array_that_does_not_fit_names_every_limit(deit, zcu102):
     with pytest.raises(InfeasibleError, match=r"64 x 64 DSPs \(atomic\) and DSP \d+ exceeds 2016"):
         explore([deit(depth=1)], zcu102, array=(64, 64))
