@@ -23,17 +23,19 @@ from numpy.typing import NDArray
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.cycles import PARAMETER_BYTES, gemm_cycles
 from hwmodel.errors import QuasarError, UsageError
-from hwmodel.integer import Int8Array, IntegerGemm
+from hwmodel.integer import IntegerGemm
 from hwmodel.rtl_build import build, run
 from hwmodel.workload import Gemm, Population, Workload
 
 #: beyond this many DSPs a build takes many minutes
 LARGEST_ARRAY_DSPS = 1024
+#: the most products of 4-bit atoms and unsigned activations that a cascade adds up (`quasar_dsp_atomic.sv`)
+LONGEST_UNSIGNED_CASCADE = 548
 #: sizes are 16-bit fields of a command
 LARGEST_FIELD = 2**16 - 1
 
 _BACKENDS = ("dual", "atomic")
-_JOB = struct.Struct("<15IQ")
+_JOB = struct.Struct("<19IQ")
 _RESULT = struct.Struct("<IQQ")
 _DONE, _CAP_EXCEEDED = 0, 1
 
@@ -157,7 +159,7 @@ def simulate(
         if status != _DONE:
             raise QuasarError(f"product {index} broke the protocol of a stream; this is a bug of the engine, report it")
         size = layout.output_bytes(job.gemm)
-        simulated = layout.decode(job.gemm, np.frombuffer(data, dtype=np.int8, count=size, offset=at))
+        simulated = layout.decode(job.gemm, np.frombuffer(data, dtype="<i2", count=size // 2, offset=at))
         at += size
         results.append(
             SimulationResult(
@@ -221,7 +223,7 @@ class _Layout:
         return {
             "A_BYTES": self.activation_bits // 8,
             "W_BYTES": self.config.weight_stream_bits // 8,
-            "O_BYTES": self.lanes,
+            "O_BYTES": 2 * self.lanes,
         }
 
     def check(self, gemm: IntegerGemm) -> None:
@@ -233,6 +235,12 @@ class _Layout:
             raise UsageError(
                 f"activations of {gemm.tokens} x {gemm.inputs} take {words * self.config.array_inputs} bytes on chip, "
                 f"activation_buffer_bytes is {self.config.activation_buffer_bytes}; raise it or use activations 'ddr'"
+            )
+        atomic = self.config.backend == "atomic"
+        if gemm.unsigned_activations and atomic and self.config.array_inputs > LONGEST_UNSIGNED_CASCADE:
+            raise UsageError(
+                f"array_inputs {self.config.array_inputs} is too long a cascade for unsigned activations; "
+                f"use at most {LONGEST_UNSIGNED_CASCADE}"
             )
         if max(gemm.tokens, self._k_tiles(gemm), sum(self._row_tiles(gemm))) > LARGEST_FIELD:
             raise UsageError(f"tokens, k tiles and row tiles of a product must not exceed {LARGEST_FIELD}")
@@ -247,6 +255,8 @@ class _Layout:
         activations, weights = self._activation_stream(gemm), self._weight_stream(gemm)
         # The table's address is a code's byte: codes 0 to 127 come first.
         table = b"" if gemm.table is None else np.roll(gemm.table, 128).tobytes()
+        mantissas, shifts = gemm.token_factors or (np.zeros(0, dtype=np.int64),) * 2
+        factors = (mantissas + (shifts << 16)).astype("<u4")
         tiles_high, tiles_low = self._row_tiles(gemm)
         head = _JOB.pack(
             self.fill_beats(gemm),
@@ -257,25 +267,32 @@ class _Layout:
             self.streamed,
             gemm.table is not None,
             gemm.least == -127,
+            gemm.unsigned_activations,
+            gemm.wide,
+            gemm.token_factors is not None,
             job.seed,
             round(job.stall * 2**16),
             job.reset_after or 0,
             len(activations) * 8 // self.activation_bits,
             len(weights) * 8 // self.config.weight_stream_bits,
-            self.output_bytes(gemm) // self.lanes,
+            self.output_bytes(gemm) // (2 * self.lanes),
             len(table),
+            factors.size,
             cap,
         )
-        return head + activations + weights + table
+        return head + activations + weights + table + factors.tobytes()
 
     def output_bytes(self, gemm: IntegerGemm) -> int:
         """Bytes of the output stream, padding included."""
         tiles_high, tiles_low = self._row_tiles(gemm)
         groups = tiles_high * -(-self.rows_high // self.lanes) + tiles_low * -(-self.rows_low // self.lanes)
-        return groups * gemm.tokens * self.lanes
+        return groups * gemm.tokens * 2 * self.lanes
 
-    def decode(self, gemm: IntegerGemm, stream: Int8Array) -> Int8Array:
-        """The codes (F, M) of an output stream: row tile by row tile, token by token, its rows padded to groups."""
+    def decode(self, gemm: IntegerGemm, stream: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The codes (F, M) of an output stream: row tile by row tile, token by token, its rows padded to groups.
+
+        They come as 16-bit numbers, those of 8 bits sign-extended.
+        """
         parts, at = [], 0
         for kind in self._kinds(gemm):
             padded = self.lanes * -(-kind.tile_rows // self.lanes)
@@ -302,7 +319,7 @@ class _Layout:
     def _activation_stream(self, gemm: IntegerGemm) -> bytes:
         """Words of P_k codes: for each k tile, all tokens; on chip once, else for every row tile, in whole beats."""
         width, k_tiles = self.config.array_inputs, self._k_tiles(gemm)
-        codes = np.zeros((gemm.tokens, k_tiles * width), dtype=np.int8)
+        codes = np.zeros((gemm.tokens, k_tiles * width), dtype=gemm.activations.dtype)
         codes[:, : gemm.inputs] = gemm.activations
         tiles = codes.reshape(gemm.tokens, k_tiles, width).transpose(1, 0, 2).reshape(k_tiles, -1)
         if not self.streamed:

@@ -1,7 +1,8 @@
 // Runs products on quasar_gemm: bench JOBS RESULTS. Both files are little-endian words as written below.
 //
-// JOBS      uint32 count; then for each job 15 uint32 (struct Job, in its order), uint64 cycle cap, and the bytes of its
-//           activations, its weight stream and its table (256, or none), each stream in whole beats.
+// JOBS      uint32 count; then for each job 19 uint32 (struct Job, in its order), uint64 cycle cap, and the bytes of its
+//           activations and its weight stream, in whole beats, of its table (256, or none) and of the factors of its
+//           tokens (uint32 each, mantissa + 2^16 * shift; or none).
 // RESULTS   for each job uint32 status (0 done, 1 cycle cap exceeded, 2 stream protocol broken), uint64 cycles,
 //           uint64 cycles of the fill, and, if it is done, the bytes of the output stream.
 //
@@ -19,10 +20,17 @@
 #include "model.h"
 
 struct Job {
-    uint32_t words, tokens, k_tiles, tiles_high, tiles_low, stream, use_table, symmetric;
+    uint32_t words, tokens, k_tiles, tiles_high, tiles_low;
+    uint32_t stream, use_table, symmetric, unsigned_acts, wide, token_factor;
     uint32_t seed, stall;         // stall probability times 2^16
     uint32_t reset_after;         // break off by a reset after so many cycles, then run again; 0 for never
-    uint32_t a_beats, w_beats, o_beats, table_bytes;
+    uint32_t a_beats, w_beats, o_beats, table_bytes, factors;
+};
+
+// What is written before the command.
+struct Memories {
+    std::vector<uint8_t> table;
+    std::vector<uint32_t> factors;
 };
 
 struct Stream {
@@ -54,17 +62,17 @@ class Bench {
     }
 
     // One of the statuses above; appends the outputs.
-    uint32_t run(const Job& job, uint64_t cap, Stream a, Stream w, const std::vector<uint8_t>& table,
+    uint32_t run(const Job& job, uint64_t cap, Stream a, Stream w, const Memories& memories,
                  std::vector<uint8_t>& out, uint64_t& cycles, uint64_t& fill_cycles) {
         random_state = 0x9E3779B97F4A7C15ull ^ job.seed;
         if (job.reset_after) {
             std::vector<uint8_t> ignored;
             uint64_t budget = job.reset_after;
-            attempt(job, budget, a, w, table, ignored, cycles, fill_cycles);
+            attempt(job, budget, a, w, memories, ignored, cycles, fill_cycles);
             idle();
             reset();
         }
-        uint32_t status = attempt(job, cap, a, w, table, out, cycles, fill_cycles);
+        uint32_t status = attempt(job, cap, a, w, memories, out, cycles, fill_cycles);
         if (status) {
             idle();
             reset();
@@ -89,6 +97,13 @@ class Bench {
     Port table_write = PORT(model, table_write);
     Port table_address = PORT(model, table_address);
     Port table_data = PORT(model, table_data);
+    Port cmd_unsigned = PORT(model, cmd_unsigned);
+    Port cmd_wide = PORT(model, cmd_wide);
+    Port cmd_token_factor = PORT(model, cmd_token_factor);
+    Port factor_write = PORT(model, factor_write);
+    Port factor_address = PORT(model, factor_address);
+    Port factor_mantissa = PORT(model, factor_mantissa);
+    Port factor_shift = PORT(model, factor_shift);
     Port a_valid = PORT(model, a_valid);
     Port a_ready = PORT(model, a_ready);
     Port a_data = PORT(model, a_data);
@@ -101,7 +116,7 @@ class Bench {
     Port o_data = PORT(model, o_data);
 
     void idle() {
-        for (const Port* port : {&cmd_valid, &table_write, &a_valid, &w_valid, &o_ready}) *port = 0;
+        for (const Port* port : {&cmd_valid, &table_write, &factor_write, &a_valid, &w_valid, &o_ready}) *port = 0;
     }
 
     void reset() {
@@ -124,18 +139,27 @@ class Bench {
         }
     }
 
-    uint32_t attempt(const Job& job, uint64_t cap, Stream a, Stream w, const std::vector<uint8_t>& table,
+    uint32_t attempt(const Job& job, uint64_t cap, Stream a, Stream w, const Memories& memories,
                      std::vector<uint8_t>& out, uint64_t& cycles, uint64_t& fill_cycles) {
         uint64_t spent = 0;
         cycles = fill_cycles = 0;
-        for (size_t i = 0; i < table.size(); i++) {
+        for (size_t i = 0; i < memories.table.size(); i++) {
             table_write = 1;
             table_address = i;
-            table_data = table[i];
+            table_data = memories.table[i];
             model.settle();
             model.edge();
         }
         table_write = 0;
+        for (size_t i = 0; i < memories.factors.size(); i++) {
+            factor_write = 1;
+            factor_address = i;
+            factor_mantissa = memories.factors[i] & 0xFFFF;
+            factor_shift = memories.factors[i] >> 16;
+            model.settle();
+            model.edge();
+        }
+        factor_write = 0;
         cmd_tokens = job.tokens;
         cmd_k_tiles = job.k_tiles;
         cmd_tiles_high = job.tiles_high;
@@ -143,6 +167,9 @@ class Bench {
         cmd_stream = job.stream;
         cmd_table = job.use_table;
         cmd_symmetric = job.symmetric;
+        cmd_unsigned = job.unsigned_acts;
+        cmd_wide = job.wide;
+        cmd_token_factor = job.token_factor;
         cmd_words = job.words;
 
         bool gemm = job.words == 0, commanded = false, waiting = false;
@@ -213,14 +240,16 @@ int main(int argc, char** argv) {
         read_all(in, &job, 1);
         read_all(in, &cap, 1);
         std::vector<uint8_t> a_bytes(size_t(job.a_beats) * A_BYTES), w_bytes(size_t(job.w_beats) * W_BYTES);
-        std::vector<uint8_t> table(job.table_bytes), out;
+        Memories memories{std::vector<uint8_t>(job.table_bytes), std::vector<uint32_t>(job.factors)};
+        std::vector<uint8_t> out;
         read_all(in, a_bytes.data(), a_bytes.size());
         read_all(in, w_bytes.data(), w_bytes.size());
-        read_all(in, table.data(), table.size());
+        read_all(in, memories.table.data(), memories.table.size());
+        read_all(in, memories.factors.data(), memories.factors.size());
         Stream a, w;
         a.data = a_bytes.data(), a.beat = A_BYTES, a.beats = job.a_beats;
         w.data = w_bytes.data(), w.beat = W_BYTES, w.beats = job.w_beats;
-        uint32_t status = bench.run(job, cap, a, w, table, out, cycles, fill_cycles);
+        uint32_t status = bench.run(job, cap, a, w, memories, out, cycles, fill_cycles);
         fwrite(&status, sizeof status, 1, results);
         fwrite(&cycles, sizeof cycles, 1, results);
         fwrite(&fill_cycles, sizeof fill_cycles, 1, results);

@@ -21,6 +21,7 @@ module quasar_array_atomic #(
     input  logic                   swap_high,
     input  logic [8*P_K-1:0]       act,
     input  logic                   act_high,
+    input  logic                   act_unsigned,  // activations are 0 to 255; stands still while a product runs
     output logic [ROWS*SUM_W-1:0]  sums
 );
     localparam int BITS = 8 * P_M;  // weights of one input, of either kind
@@ -74,7 +75,7 @@ module quasar_array_atomic #(
                 assign above = g_input[k-1].cascade[48*p+:48];
             end
             quasar_dsp_atomic dsp (
-                .clk, .swap(swapping), .swap_high(swapping_high), .codes, .act(a),
+                .clk, .swap(swapping), .swap_high(swapping_high), .codes, .act({!act_unsigned && a[7], a}),
                 .cascade_in(above), .cascade_out(cascade[48*p+:48])
             );
         end

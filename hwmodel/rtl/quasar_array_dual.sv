@@ -19,6 +19,7 @@ module quasar_array_dual #(
     input  logic                   swap_high,
     input  logic [8*P_K-1:0]       act,
     input  logic                   act_high,
+    input  logic                   act_unsigned,  // activations are 0 to 255; stands still while a product runs
     output logic [ROWS*SUM_W-1:0]  sums
 );
     localparam int BEATS = (16 * P_M * P_K + PW - 1) / PW;
@@ -47,7 +48,7 @@ module quasar_array_dual #(
                 .low0(shadow[4*(3*P_M*k+p)+:4]),
                 .low1(shadow[4*(3*P_M*k+P_M+p)+:4]),
                 .low2(shadow[4*(3*P_M*k+2*P_M+p)+:4]),
-                .act(act[8*k+:8]),
+                .act({!act_unsigned && act[8*k+7], act[8*k+:8]}),
                 .product_high(p_high),
                 .field0(fields0[18*k+:18]),
                 .field1(fields1[18*k+:18]),

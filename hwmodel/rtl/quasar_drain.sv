@@ -1,13 +1,15 @@
 // Turns the finished sums of a row tile into codes, LANES of them per cycle: token by token, groups of rows within it.
 //
 // `begin_drain` comes when the sum of token 0 is being written. The pipeline from address to output is 9 registers deep
-// and stands still as a whole while the output waits.
+// and stands still as a whole while the output waits. With `token_factor`, mantissa and shift are those of the token, from
+// a memory that was written before, and of a row's parameters only the bias counts.
 module quasar_drain #(
     parameter int LANES = 8,
     parameter int ROWS = 24,
     parameter int GROUPS_HIGH = 2,
     parameter int GROUPS_LOW = 3,
     parameter int GROUP_W = 2,
+    parameter int MAX_TOKENS = 256,
     parameter int TOKEN_W = 8
 ) (
     input  logic                   clk,
@@ -19,10 +21,16 @@ module quasar_drain #(
     input  logic                   final_tile,
     output logic                   released,     // the last sum is being read: `finished` is free from the next cycle on
     input  logic                   use_table,
+    input  logic                   wide,
     input  logic                   symmetric,
+    input  logic                   token_factor,
     input  logic                   table_write,
     input  logic [7:0]             table_address,
     input  logic [7:0]             table_data,
+    input  logic                   factor_write,
+    input  logic [TOKEN_W-1:0]     factor_address,
+    input  logic [15:0]            factor_mantissa,
+    input  logic [5:0]             factor_shift,
     output logic                   enable,
     output logic [TOKEN_W-1:0]     drain_token,
     input  logic [ROWS*32-1:0]     drain_sums,
@@ -32,7 +40,7 @@ module quasar_drain #(
     output logic                   o_valid,
     input  logic                   o_ready,
     output logic                   o_last,
-    output logic [8*LANES-1:0]     o_data
+    output logic [16*LANES-1:0]    o_data
 );
     localparam int GROUPS = GROUPS_HIGH > GROUPS_LOW ? GROUPS_HIGH : GROUPS_LOW;
     localparam int STAGES = 9;
@@ -81,21 +89,27 @@ module quasar_drain #(
         assign rows = drain_sums;
     end
 
+    logic [21:0] factor;
+    quasar_memory #(.WIDTH(22), .DEPTH(MAX_TOKENS)) factors (
+        .clk, .write(factor_write), .write_address(factor_address), .write_data({factor_shift, factor_mantissa}),
+        .read(enable), .read_address(drain_token), .read_data(factor)
+    );
+
     logic [LANES*32-1:0] lane_sums;
-    logic [LANES*56-1:0] lane_params;
-    always_ff @(posedge clk)
-        if (enable) begin
-            lane_sums <= rows[read_group*LANES*32+:LANES*32];
-            lane_params <= params;
-        end
+    always_ff @(posedge clk) if (enable) lane_sums <= rows[read_group*LANES*32+:LANES*32];
     for (genvar i = 0; i < LANES; i++) begin : g_lane
+        logic [31:0] bias;
+        logic [15:0] mantissa;
+        logic [5:0]  shift;
+        always_ff @(posedge clk)
+            if (enable) begin
+                bias <= params[56*i+:32];
+                mantissa <= token_factor ? factor[15:0] : params[56*i+32+:16];
+                shift <= token_factor ? factor[21:16] : params[56*i+48+:6];
+            end
         quasar_requant requant (
-            .clk, .enable, .use_table, .symmetric, .table_write, .table_address, .table_data,
-            .sum(lane_sums[32*i+:32]),
-            .bias(lane_params[56*i+:32]),
-            .mantissa(lane_params[56*i+32+:16]),
-            .shift(lane_params[56*i+48+:6]),
-            .code(o_data[8*i+:8])
+            .clk, .enable, .use_table, .wide, .symmetric, .table_write, .table_address, .table_data,
+            .sum(lane_sums[32*i+:32]), .bias, .mantissa, .shift, .code(o_data[16*i+:16])
         );
     end
 endmodule

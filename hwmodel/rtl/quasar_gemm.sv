@@ -5,6 +5,12 @@
 // shadow registers while the tile before computes. Activations come from the buffer, filled before, or, with
 // `cmd_stream`, from the stream again for each tile: then the buffer's halves take turns.
 //
+// Modes of a product, none of which changes its cycles:
+//   * `cmd_unsigned`: activations are 0 to 255 (numerators of softmax); all its rows must be of 8 bits;
+//   * `cmd_wide`: outputs of 16 bits and no table (residual stream, logits); otherwise they are of 8, sign-extended;
+//   * `cmd_token_factor`: mantissa and shift of the requantization are those of the token, written beforehand through
+//     `factor_*`, and not those of the row (products with the numerators, whose sum is the token's).
+//
 // Rules of the schedule (hwmodel/cycles.py derives the cycles from them):
 //   * a tile starts when its weights (and streamed activations) are complete and the tile before has issued all its
 //     tokens, at least 2 cycles after its start; the loads of the tile after it start in the same cycle;
@@ -16,7 +22,7 @@ module quasar_gemm #(
     parameter int BACKEND = 0,         // 0 dual, 1 atomic
     parameter int PW = 64,             // stream widths in bits, whole bytes
     parameter int PA = 64,             // see quasar_activations
-    parameter int PO = 64,
+    parameter int PO = 64,             // outputs: 8 bits for each lane of the drain
     parameter int MAX_TOKENS = 256,    // depth of the accumulators
     parameter int ACT_WORDS = 1024     // depth of the activation buffer in words of P_K codes
 ) (
@@ -34,10 +40,18 @@ module quasar_gemm #(
     input  logic          cmd_stream,
     input  logic          cmd_table,
     input  logic          cmd_symmetric,
+    input  logic          cmd_unsigned,
+    input  logic          cmd_wide,
+    input  logic          cmd_token_factor,
 
     input  logic          table_write,
     input  logic [7:0]    table_address,
     input  logic [7:0]    table_data,
+
+    input  logic          factor_write,
+    input  logic [(MAX_TOKENS > 1 ? $clog2(MAX_TOKENS) : 1)-1:0] factor_address,
+    input  logic [15:0]   factor_mantissa,
+    input  logic [5:0]    factor_shift,
 
     input  logic          a_valid,
     output logic          a_ready,
@@ -50,7 +64,7 @@ module quasar_gemm #(
     output logic          o_valid,
     input  logic          o_ready,
     output logic          o_last,
-    output logic [PO-1:0] o_data
+    output logic [2*PO-1:0] o_data     // PO / 8 lanes of 16 bits
 );
     localparam int ROWS_HIGH = (BACKEND == 0 ? 2 : 1) * P_M;
     localparam int ROWS_LOW = (BACKEND == 0 ? 3 : 2) * P_M;
@@ -69,7 +83,7 @@ module quasar_gemm #(
     localparam int ARRAY_LATENCY = BACKEND == 0 ? 3 + $clog2(P_K) : 3 + P_K;
 
     // --- command
-    logic        running, filling, streaming, use_table, symmetric;
+    logic        running, filling, streaming, use_table, symmetric, act_unsigned, wide, token_factor;
     logic [ADDRESS_W:0] words;
     logic [15:0] tokens, k_tiles, row_tiles;
     assign cmd_ready = !running && !filling;
@@ -156,6 +170,9 @@ module quasar_gemm #(
             streaming <= cmd_stream;
             use_table <= cmd_table;
             symmetric <= cmd_symmetric;
+            act_unsigned <= cmd_unsigned;
+            wide <= cmd_wide;
+            token_factor <= cmd_token_factor;
             fill_k <= '0;
             fill_rows <= '0;
             read_upper <= 1'b0;
@@ -194,11 +211,13 @@ module quasar_gemm #(
     end
     if (BACKEND == 0) begin : g_dual
         quasar_array_dual #(.P_M(P_M), .P_K(P_K), .PW(PW), .INDEX_W(INDEX_W), .SUM_W(32)) array (
-            .clk, .beat_valid, .beat_index, .beat_data, .swap, .swap_high, .act, .act_high(swap_high), .sums
+            .clk, .beat_valid, .beat_index, .beat_data, .swap, .swap_high, .act, .act_high(swap_high), .act_unsigned,
+            .sums
         );
     end else begin : g_atomic
         quasar_array_atomic #(.P_M(P_M), .P_K(P_K), .PW(PW), .INDEX_W(INDEX_W), .SUM_W(32)) array (
-            .clk, .beat_valid, .beat_index, .beat_data, .swap, .swap_high, .act, .act_high(swap_high), .sums
+            .clk, .beat_valid, .beat_index, .beat_data, .swap, .swap_high, .act, .act_high(swap_high), .act_unsigned,
+            .sums
         );
     end
 
@@ -218,10 +237,11 @@ module quasar_gemm #(
     end
     quasar_drain #(
         .LANES(LANES), .ROWS(ROWS), .GROUPS_HIGH(GROUPS_HIGH), .GROUPS_LOW(GROUPS_LOW), .GROUP_W(GROUP_W),
-        .TOKEN_W(TOKEN_W)
+        .MAX_TOKENS(MAX_TOKENS), .TOKEN_W(TOKEN_W)
     ) drain (
         .clk, .rst, .begin_drain, .tokens, .high(drain_high), .slot(drain_slot), .final_tile(drain_final), .released,
-        .use_table, .symmetric, .table_write, .table_address, .table_data,
+        .use_table, .wide, .symmetric, .token_factor, .table_write, .table_address, .table_data,
+        .factor_write, .factor_address, .factor_mantissa, .factor_shift,
         .enable, .drain_token, .drain_sums, .param_slot, .param_group, .params,
         .o_valid, .o_ready, .o_last, .o_data
     );

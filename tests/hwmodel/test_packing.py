@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-ACTIVATIONS = np.arange(-128, 128)
+from hwmodel.simulate import LONGEST_UNSIGNED_CASCADE
+
+SIGNED = np.arange(-128, 128)
+ACTIVATIONS = np.arange(-128, 256)  # signed or unsigned: the port has 9 bits
 CODES = np.arange(-128, 128)
 LOW_CODES = np.arange(-7, 8)
 
@@ -30,7 +33,7 @@ def test_two_8bit_codes_share_an_activation():
 
 
 def test_three_4bit_codes_share_an_activation():
-    a, w0, w1, w2 = grids(ACTIVATIONS, LOW_CODES, LOW_CODES, LOW_CODES)
+    a, w0, w1, w2 = grids(SIGNED, LOW_CODES, LOW_CODES, LOW_CODES)
     packed = (w2 << 22) + (w1 << 11) + w0
     assert np.abs(packed).max() < 2**26
     product = packed * a
@@ -40,6 +43,11 @@ def test_three_4bit_codes_share_an_activation():
 
 def test_a_4bit_code_of_minus_8_does_not_fit_three_to_a_dsp():
     assert field(-8 * -128, 0, 11) == -1024
+
+
+def test_unsigned_activations_do_not_fit_three_to_a_dsp():
+    assert field(7 * 147, 0, 11) != 7 * 147
+    assert field(7 * 146, 0, 11) == 7 * 146
 
 
 def test_two_atoms_share_an_activation():
@@ -62,7 +70,7 @@ def test_an_8bit_code_is_two_atoms():
 @pytest.mark.parametrize(
     ("lower", "activation", "count"),
     # the atoms and activations of largest product, and the most of them that a field of 22 bits holds
-    [(15, -128, 1092), (7, -128, 2340), (-7, -128, 2340), (15, 127, 1100)],
+    [(15, -128, 1092), (7, -128, 2340), (-7, -128, 2340), (15, 127, 1100), (15, 255, 548)],
 )
 @pytest.mark.parametrize("upper", [-8, 7])
 def test_a_cascade_holds_so_many_atoms(lower, activation, count, upper):
@@ -70,6 +78,13 @@ def test_a_cascade_holds_so_many_atoms(lower, activation, count, upper):
     assert abs(count * product) < 2**47
     assert field(count * product, 0, 22) == count * lower * activation
     assert field((count + 1) * product, 0, 22) != (count + 1) * lower * activation
+
+
+def test_the_upper_atoms_of_unsigned_activations_leave_room():
+    for lower, upper in ((15, -8), (0, 7), (15, 7), (0, -8)):
+        total = LONGEST_UNSIGNED_CASCADE * ((upper << 22) + lower) * 255
+        assert abs(total) < 2**47
+        assert field(total, 22, 22) == LONGEST_UNSIGNED_CASCADE * upper * 255
 
 
 def test_a_cascade_of_the_largest_simulated_array_holds_random_atoms():

@@ -31,6 +31,37 @@ def test_the_table_maps_codes_after_saturation(product):
     assert dataclasses.replace(product, table=table).outputs().tolist() == [[68, -7], [127, 127]]
 
 
+def test_unsigned_activations(product):
+    unsigned = dataclasses.replace(
+        product,
+        activations=np.array([[1, 2, 3], [255, 127, 0]], dtype=np.uint8),
+        unsigned_activations=True,
+        rows_high=2,
+        weights=np.array([[100, 0, -127], [7, -7, 1]], dtype=np.int8),
+    )
+    sums = [[100 - 381 + 3, 7 - 14 + 3 - 2], [25500 + 3, 1785 - 889 - 2]]
+    assert unsigned.outputs().tolist() == [[-69, -1], [127, 127]]
+    wide = dataclasses.replace(unsigned, wide=True)
+    assert wide.outputs().tolist() == [[(value + 2) // 4 for value in row] for row in sums]
+
+
+def test_wide_outputs_saturate_at_16_bits(product):
+    wide = dataclasses.replace(
+        product, wide=True, mantissa=np.full(2, 2**15), shift=np.array([15, 1]), bias=np.array([2**20, 0])
+    )
+    assert wide.outputs().dtype == np.int16
+    assert wide.outputs().tolist() == [[32767, 32767], [32767, -32768]]
+    assert dataclasses.replace(wide, least=-127).outputs()[1, 1] == -32767
+
+
+def test_factors_of_tokens(product):
+    # a token's sums times 1/4 and 1/2 (shifts 17 and 16); the rows' own factors do not count
+    mixed = dataclasses.replace(product, token_factors=(np.full(2, 2**15), np.array([17, 16])), shift=np.array([1, 1]))
+    assert mixed.outputs().tolist() == [[-69, 6], [-128, -128]]
+    wide = dataclasses.replace(mixed, wide=True)
+    assert wide.outputs().tolist() == [[-69, 6], [-6398, -893]]
+
+
 def test_rounding_is_half_up_for_both_signs(product):
     sums = np.array([-6, -2, 2, 6])
     halves = IntegerGemm(
@@ -44,9 +75,16 @@ def test_rounding_is_half_up_for_both_signs(product):
     assert halves.outputs()[:, 0].tolist() == [-1, 0, 1, 2]
 
 
-def test_random_products_use_most_codes():
-    product = IntegerGemm.random(np.random.default_rng(0), tokens=300, inputs=64, rows_high=9, rows_low=9)
+@pytest.mark.parametrize(
+    "modes", [{}, {"unsigned_activations": True}, {"token_factors": True}, {"wide": True, "least": -127}]
+)
+def test_random_products_use_most_codes(modes):
+    rows_low = 0 if modes else 9
+    product = IntegerGemm.random(
+        np.random.default_rng(0), tokens=300, inputs=64, rows_high=9, rows_low=rows_low, **modes
+    )
     assert len(np.unique(product.outputs())) > 200
+    assert np.abs(product.outputs().astype(int)).max() >= (32767 if product.wide else 127)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +100,14 @@ def test_random_products_use_most_codes():
         ({"bias": np.zeros(3, dtype=np.int32)}, "bias needs 2 values"),
         ({"table": np.zeros(255, dtype=np.int8)}, "table needs 256 values"),
         ({"least": 0}, "least must be -128 or -127, not 0"),
+        ({"unsigned_activations": True}, "activations must be a matrix of uint8, not int8"),
+        (
+            {"unsigned_activations": True, "activations": np.zeros((2, 3), dtype=np.uint8)},
+            "unsigned activations need all 2 rows at 8 bits, not 1",
+        ),
+        ({"wide": True, "table": np.zeros(256, dtype=np.int8)}, "a table maps codes of 8 bits"),
+        ({"token_factors": (np.full(3, 2**15), np.ones(2))}, "token_factors mantissa needs 2 values"),
+        ({"token_factors": (np.full(2, 2**15), np.zeros(2))}, "token_factors shift needs 2 values from 1 to 47"),
     ],
 )
 def test_bad_operands(product, changes, message):

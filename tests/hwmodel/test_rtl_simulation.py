@@ -42,25 +42,34 @@ def engine(backend, activations, *, array_rows, array_inputs, widths, max_tokens
 
 
 def random_jobs(config, count, *, seed):
-    """Products of all kinds: short and long, one row, one kind or two, a quarter of them with pausing streams."""
+    """Products of all modes: short and long, one row, one kind or two, a quarter of them with pausing streams.
+
+    Among them are some of one token, and some of fewer inputs than the array has.
+    """
     rng = np.random.default_rng(seed)
     most_words = 2 * config.max_tokens
     jobs = []
     for index in range(count):
         short = index % 3 == 0
         tokens = int(rng.integers(1, min(6, config.max_tokens) + 1 if short else config.max_tokens + 1))
-        k_tiles = min(6, most_words // tokens)
+        if index % 11 == 0:
+            tokens = 1
+        k_tiles = 1 if index % 6 == 1 else min(6, most_words // tokens)
         inputs = int(rng.integers(1, k_tiles * config.array_inputs + 1))
         rows = 1 if index % 5 == 0 else int(rng.integers(1, 12 * config.array_rows + 1))
-        rows_high = math.ceil(rng.choice([0, 0.25, 0.5, 0.75, 1, rng.random()]) * rows)
+        unsigned, wide, token_factors = rng.random(3) < 0.4
+        rows_high = rows if unsigned else math.ceil(rng.choice([0, 0.25, 0.5, 0.75, 1, rng.random()]) * rows)
         gemm = IntegerGemm.random(
             rng,
             tokens=tokens,
             inputs=inputs,
             rows_high=rows_high,
             rows_low=rows - rows_high,
-            table=index % 2 == 0,
+            table=index % 2 == 0 and not wide,
             least=-127 - index % 2,
+            unsigned_activations=bool(unsigned),
+            wide=bool(wide),
+            token_factors=bool(token_factors),
         )
         stall = float(rng.uniform(0.05, 0.9)) if index % 4 == 3 else 0.0
         reset_after = int(rng.integers(1, 300)) if index % 7 == 0 else None
@@ -105,6 +114,48 @@ def test_largest_operands_of_attention(backend):
     assert result.mismatching_outputs == 0
     assert result.outputs == 45
     assert result.predicted_cycles == result.simulated_cycles
+
+
+@needs_tools
+@pytest.mark.parametrize("backend", ["dual", "atomic"])
+def test_largest_numerators_of_softmax(backend):
+    """Unsigned activations of 255 meet the extreme codes, in sums of one sign."""
+    config = engine(backend, "onchip", **SMALL)
+    gemm = IntegerGemm(
+        activations=np.full((5, 16), 255, dtype=np.uint8),
+        unsigned_activations=True,
+        weights=np.tile(np.array([[-128], [127], [-1]], dtype=np.int8), (3, 16)),
+        rows_high=9,
+        bias=np.zeros(9, dtype=np.int32),
+        mantissa=np.full(9, 2**15),
+        shift=np.full(9, 15),
+        token_factors=(np.full(5, 2**16 - 1), np.array([15, 16, 19, 21, 27])),
+        wide=True,
+    )
+    (result,) = simulate(config, [SimulationJob(gemm=gemm)])
+    assert result.mismatching_outputs == 0
+    assert result.predicted_cycles == result.simulated_cycles
+
+
+@needs_tools
+def test_a_mode_ends_with_its_product():
+    """Factors of tokens, wide codes and unsigned activations leave nothing for the product after them."""
+    rng = np.random.default_rng(5)
+    sizes = {"tokens": 7, "inputs": 9, "rows_high": 9, "rows_low": 0}
+    modes = ({"unsigned_activations": True}, {"wide": True}, {"token_factors": True}, {"table": True})
+    jobs = []
+    for mode in modes:
+        jobs += [SimulationJob(gemm=IntegerGemm.random(rng, **sizes, **given)) for given in (mode, {})]
+    assert differing(jobs, simulate(engine("atomic", "ddr", **SMALL), jobs)) == []
+
+
+def test_a_cascade_too_long_for_unsigned_activations():
+    gemm = IntegerGemm.random(
+        np.random.default_rng(0), tokens=1, inputs=1, rows_high=1, rows_low=0, unsigned_activations=True
+    )
+    long = {"array_rows": 1, "array_inputs": 549, "widths": (8, 8 * 549, 8), "max_tokens": 1}
+    with pytest.raises(UsageError, match=r"array_inputs 549 is too long a cascade .* use at most 548"):
+        simulate(engine("atomic", "ddr", **long), [SimulationJob(gemm=gemm)])
 
 
 @needs_tools
@@ -273,6 +324,9 @@ MUTATIONS = {
     "borrow between fields": ("quasar_dsp_dual.sv", "+ 11'(p[10])", "+ 11'd0"),
     "wait for the drain": ("quasar_gemm.sv", "!(tile_last && finished_busy)", "!(tile_last && 1'b0)"),
     "pace of the sums": ("quasar_gemm.sv", "gap <= start && last_token", "gap <= 1'b0"),
+    "sign of an unsigned activation": ("quasar_array_dual.sv", "!act_unsigned && act[8*k+7]", "act[8*k+7]"),
+    "limits of wide codes": ("quasar_requant.sv", "wide ? 50'sd32767", "wide ? 50'sd32766"),
+    "token of a factor": ("quasar_drain.sv", ".read_address(drain_token)", ".read_address('0)"),
     "a register more": ("quasar_drain.sv", "STAGES = 9", "STAGES = 10"),
 }
 
