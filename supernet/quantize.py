@@ -44,6 +44,24 @@ def fake_quantize(x: Tensor, scale: Tensor, limit: Tensor | float, lowest: Tenso
     return result
 
 
+class _StraightThrough(torch.autograd.Function):
+    """Replaces values; gradients pass to the tensor that they replace."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, with the gradient of a result going to `x` unchanged; both have the same shape."""
+    result: Tensor = _StraightThrough.apply(x, value)
+    return result
+
+
 def round_bias(bias: Tensor, row_scale: Tensor, input_scale: Tensor) -> Tensor:
     """A bias (rows,) in whole units of its accumulator, `row_scale * input_scale`, as the hardware adds it."""
     return fake_quantize(bias, row_scale * input_scale, float(qmax(32)))

@@ -11,7 +11,8 @@ small, which lets deep and shallow subnets share weights. In hardware they fold 
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,15 @@ from supernet import functional
 from supernet.functional import ActivationSites, Linear, Norm, Observer
 from supernet.operators.registry import operator
 from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan
-from supernet.quantize import fake_quantize, qmax, quantize, round_bias, row_scales, search_clip
+from supernet.quantize import fake_quantize, qmax, quantize, round_bias, row_scales, search_clip, straight_through
 from supernet.space import SearchSpace
 from supernet.subnet import BlockChoice, Subnet, hidden_units
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_high(rows: int, group: int, high: int, device: torch.device) -> Tensor:
+    """True for the rows at high precision, (rows,); see `LinearPlan`. Cached, as a subnet asks for tens of them."""
+    return torch.arange(rows, device=device) % group < high
 
 
 class ElasticLinear(nn.Module):
@@ -47,7 +54,10 @@ class ElasticLinear(nn.Module):
         self.clip.copy_(search_clip(self.weight, low_bits=self.low_bits))
 
     def active(self, plan: LinearPlan, input_scale: Tensor) -> Linear:
-        """The effective slice, for an input of that scale; gradients reach the full tensors straight through."""
+        """The effective slice, for an input of that scale; gradients reach the full tensors straight through.
+
+        Quantizes no more than the slice: the cheapest way if the weights serve one subnet (see `QuantizedOnce`).
+        """
         scale, limit = self._scale_and_limit(plan)
         weight = self.weight[: plan.rows, : plan.inputs]
         return Linear(
@@ -70,12 +80,72 @@ class ElasticLinear(nn.Module):
         )
         return high, low
 
+    @torch.no_grad()
+    def dequantized_stores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All rows at high and all at low precision (rows, inputs), as `code * scale`, and both scales (rows,)."""
+        high, low = row_scales(self.weight, self.clip, low_bits=self.low_bits, high_bits=self.high_bits)
+        return (
+            fake_quantize(self.weight, high[:, None], float(qmax(self.high_bits))),
+            fake_quantize(self.weight, low[:, None], float(qmax(self.low_bits))),
+            high,
+            low,
+        )
+
     def _scale_and_limit(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
         n = plan.rows
         high, low = row_scales(self.weight[:n], self.clip[:n], low_bits=self.low_bits, high_bits=self.high_bits)
-        is_high = torch.arange(n, device=self.weight.device) % plan.group < plan.high
+        is_high = _is_high(n, plan.group, plan.high, self.weight.device)
         limit = torch.where(is_high, float(qmax(self.high_bits)), float(qmax(self.low_bits)))
         return torch.where(is_high, high, low), limit
+
+
+class Weights(Protocol):
+    """Where a forward pass takes the effective weights of its linears from."""
+
+    def __call__(self, linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
+        """The effective slice that `plan` names, for an input of scale `input_scale`."""
+        ...
+
+
+def quantized(linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
+    """Quantizes the slice when it is used."""
+    return linear.active(plan, input_scale)
+
+
+def unquantized(linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
+    """The float slice: for reference, and for phases of training without quantization."""
+    return Linear(linear.weight[: plan.rows, : plan.inputs], linear.bias[: plan.rows])
+
+
+class QuantizedOnce:
+    """Quantizes each linear on its first use, at both precisions, and serves slices of that from then on.
+
+    For the several subnets of one training step: make a new one when the weights have changed. Since a row's scale
+    does not depend on the slice, the values are those of `quantized`, bit for bit. Each slice is a graph of its own,
+    so the subnets of a step can be differentiated one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._stores: dict[ElasticLinear, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
+        """See `Weights`."""
+        if linear not in self._stores:
+            self._stores[linear] = linear.dequantized_stores()
+        high, low, high_scale, low_scale = self._stores[linear]
+        n, k = plan.rows, plan.inputs
+        if plan.rows_high in (0, n):
+            value, scale = (high[:n, :k], high_scale[:n]) if plan.high else (low[:n, :k], low_scale[:n])
+        elif plan.group == n:
+            value = torch.cat([high[: plan.high, :k], low[plan.high : n, :k]])
+            scale = torch.cat([high_scale[: plan.high], low_scale[plan.high : n]])
+        else:
+            is_high = _is_high(n, plan.group, plan.high, high.device)
+            value = torch.where(is_high[:, None], high[:n, :k], low[:n, :k])
+            scale = torch.where(is_high, high_scale[:n], low_scale[:n])
+        # Contiguous, as the values of `quantized` are: products of strided matrices may be summed in another order.
+        weight = straight_through(linear.weight[:n, :k], value.contiguous())
+        return Linear(weight, round_bias(linear.bias[:n], scale, input_scale))
 
 
 class ElasticNorm(nn.Module):
@@ -122,10 +192,12 @@ class ElasticMlp(nn.Module):
         self.fc2 = ElasticLinear(width, hidden, weight_bits=space.weight_bits)
 
 
-def active_linears(module: nn.Module, plans: dict[str, LinearPlan], scales: dict[str, Tensor]) -> dict[str, Linear]:
+def active_linears(
+    module: nn.Module, plans: dict[str, LinearPlan], scales: dict[str, Tensor], weights: Weights
+) -> dict[str, Linear]:
     """The effective linears of `module` that `plans` names; `scales` are those of the activation sites."""
     return {
-        name: cast(ElasticLinear, module.get_submodule(name)).active(plan, scales[plan.site])
+        name: weights(cast(ElasticLinear, module.get_submodule(name)), plan, scales[plan.site])
         for name, plan in plans.items()
     }
 
@@ -145,8 +217,17 @@ class ElasticBlock(nn.Module):
         self.scale1 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.scale2 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
 
-    def forward(self, x_BTD: Tensor, subnet: Subnet, block: BlockChoice, observer: Observer | None) -> Tensor:
-        """The residual stream (B, T, D) after the block."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        subnet: Subnet,
+        block: BlockChoice,
+        observer: Observer | None,
+        *,
+        weights: Weights,
+        drop_path_2B: Tensor | None,
+    ) -> Tensor:
+        """The residual stream (B, T, D) after the block; see `SupernetViT.forward`."""
         width = subnet.embed_dim
         mixer = cast(ElasticAttention, self.mixers[block.operator])
         scales = self.sites.scales() | mixer.sites.scales()
@@ -154,15 +235,24 @@ class ElasticBlock(nn.Module):
             x_BTD,
             norm1=self.norm1.active(width),
             norm2=self.norm2.active(width),
-            scale1=None if self.scale1 is None else self.scale1[:width],
-            scale2=None if self.scale2 is None else self.scale2[:width],
+            scale1=_branch_scale(self.scale1, width, None if drop_path_2B is None else drop_path_2B[0]),
+            scale2=_branch_scale(self.scale2, width, None if drop_path_2B is None else drop_path_2B[1]),
             mix=mixer.mix,
-            mixer=active_linears(mixer, mixer.plan(subnet, block), scales),
-            mlp=active_linears(self.mlp, mlp_plan(subnet, block), scales),
+            mixer=active_linears(mixer, mixer.plan(subnet, block), scales, weights),
+            mlp=active_linears(self.mlp, mlp_plan(subnet, block), scales, weights),
             head_dim=subnet.head_dim,
             mixer_quantizer=mixer.sites.quantizer(observer),
             quantizer=self.sites.quantizer(observer),
         )
+
+
+def _branch_scale(layer_scale: Tensor | None, width: int, drop_path_B: Tensor | None) -> Tensor | None:
+    """What a residual branch is multiplied by: (D,), or with a factor for each image (B, 1, D) or (B, 1, 1)."""
+    scale_D = None if layer_scale is None else layer_scale[:width]
+    if drop_path_B is None:
+        return scale_D
+    drop_path_B11 = drop_path_B[:, None, None]
+    return drop_path_B11 if scale_D is None else drop_path_B11 * scale_D
 
 
 class SupernetViT(nn.Module):
@@ -186,11 +276,21 @@ class SupernetViT(nn.Module):
         self.head = ElasticLinear(space.num_classes, width, weight_bits=space.weight_bits)
         self.sites = ActivationSites(functional.STEM_SITES, bits=space.act_bits)
 
-    def forward(self, x_BCHW: Tensor, subnet: Subnet, observer: Observer | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        subnet: Subnet,
+        observer: Observer | None = None,
+        *,
+        weights: Weights = quantized,
+        drop_path_L2B: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, num_classes) of `subnet` for normalised images, which are resized to its image size.
 
         Args:
             observer: collects the activation ranges of this pass (training and calibration).
+            weights: gives the effective weights.
+            drop_path_L2B: factors of the two residual branches of each block, for each image: stochastic depth.
 
         Raises:
             UsageError: the subnet is outside the space.
@@ -200,15 +300,16 @@ class SupernetViT(nn.Module):
         quantizer, scales = self.sites.quantizer(observer), self.sites.scales()
         x_BTD = functional.embed_patches(
             quantizer("image", functional.resize_images(x_BCHW, subnet.image_size)),
-            self.patch_embed.active(patch_plan(subnet), scales["image"]),
+            weights(self.patch_embed, patch_plan(subnet), scales["image"]),
             self.cls_token[:width],
             functional.resize_position(self.position, subnet.image_size // subnet.patch_size)[:, :width],
             patch_size=subnet.patch_size,
         )
-        for module, block in zip(self.blocks, subnet.blocks, strict=False):
-            x_BTD = module(x_BTD, subnet, block, observer)
+        for index, (module, block) in enumerate(zip(self.blocks, subnet.blocks, strict=False)):
+            drop_path_2B = None if drop_path_L2B is None else drop_path_L2B[index]
+            x_BTD = module(x_BTD, subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B)
         x_BD = quantizer("norm", self.norm.active(width)(x_BTD[:, 0]))
-        return self.head.active(head_plan(subnet), scales["norm"])(x_BD)
+        return weights(self.head, head_plan(subnet), scales["norm"])(x_BD)
 
     def refresh_clips(self) -> None:
         """Searches the clip factors of all low-precision rows again; once an epoch is enough."""

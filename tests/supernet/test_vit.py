@@ -10,7 +10,7 @@ from hwmodel.errors import DamagedInputError, UsageError
 from supernet.functional import Observer, resize_images, resize_position
 from supernet.plan import attention_plan, head_plan, mlp_plan, patch_plan
 from supernet.standalone import SubnetViT, extract
-from supernet.vit import ElasticLinear, SupernetViT
+from supernet.vit import ElasticLinear, QuantizedOnce, SupernetViT, quantized, unquantized
 
 
 def random_subnet(space, seed):
@@ -240,3 +240,45 @@ def test_positions_and_images_are_resized_only_where_needed():
     images = torch.randn(2, 1, 8, 8)
     assert resize_images(images, 8) is images
     assert resize_images(images, 6).shape == (2, 1, 6, 6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_weights_quantized_once_are_those_of_each_subnet_bit_for_bit(make_space, make_supernet, seed):
+    space = make_space()
+    model = make_supernet(space)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    once = QuantizedOnce()
+    for subnet in (space.largest(), random_subnet(space, seed), space.smallest()):
+        gradients = []
+        for weights in (quantized, once):
+            model.zero_grad()
+            logits = model(x, subnet, weights=weights)
+            logits.square().sum().backward()
+            gradients.append((logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)))
+        assert len(gradients[0]) == len(gradients[1])
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+def test_unquantized_weights_are_slices(space, supernet):
+    subnet = space.smallest()
+    plan = patch_plan(subnet)
+    weight, bias = unquantized(supernet.patch_embed, plan, torch.tensor(0.1))
+    assert torch.equal(weight, supernet.patch_embed.weight[: plan.rows, : plan.inputs])
+    assert torch.equal(bias, supernet.patch_embed.bias[: plan.rows])
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.5])
+def test_drop_path_factors_scale_the_branches_of_each_image(make_space, make_supernet, layer_scale):
+    space = make_space()
+    model, subnet = make_supernet(space, layer_scale=layer_scale), space.largest()
+    x = torch.randn(2, 1, 8, 8)
+    kept = torch.ones(space.max_depth, 2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, subnet, drop_path_L2B=kept), model(x, subnet))
+        kept[:, :, 1] = 0  # the second image loses all branches: what is left is the embedding of its patches
+        dropped = model(x, subnet, drop_path_L2B=kept)
+        torch.testing.assert_close(dropped[0], model(x, subnet)[0])
+        for module in model.blocks:
+            module.forward = lambda tokens, *rest, **settings: tokens
+        torch.testing.assert_close(dropped[1], model(x, subnet)[1])
