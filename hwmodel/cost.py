@@ -6,7 +6,9 @@ Latency is that of one image, from its first load to its last result; frames do 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Iterable
+from itertools import chain, repeat
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +24,11 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LayerCost:
-    """One layer with all its executions; `bound` is "compute", "weights", "activations", "output" or "vector"."""
+class LayerCost(NamedTuple):
+    """One layer with all its executions; `bound` is "compute", "weights", "activations", "output" or "vector".
+
+    A tuple, since a network has over a hundred and a frozen dataclass takes four times as long to make.
+    """
 
     name: str
     kind: str
@@ -61,7 +65,7 @@ class CostEstimate:
             **dataclasses.asdict(self.resources),
             "energy_mj": self.energy_mj,
             "violations": list(self.violations),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "layers": [layer._asdict() for layer in self.layers],
         }
 
 
@@ -112,56 +116,49 @@ class FpgaCostModel:
 
     def estimate_many(self, population: Population) -> CostBatch:
         """The costs of N networks; raises `UsageError` for bits or operations that the accelerator lacks."""
-        gemms = GemmTerms(self._columns, population).cycles()
-        return self._batch(population, gemms, vector_cycles(self._columns, population))
+        terms = GemmTerms(self._columns, population)
+        return self._batch(terms, terms.cycles(), vector_cycles(self._columns, population))
 
     def estimate(self, workload: Workload) -> CostEstimate:
         """The cost of one network: the same numbers as its entry of `estimate_many`; same errors."""
         population = Population.of(workload)
         terms = GemmTerms(self._columns, population)
         gemms, vectors = terms.cycles(), vector_cycles(self._columns, population)
-        batch = self._batch(population, gemms, vectors)
-        table = population.gemms
-        weight_bits = table.weight_bits(high_bits=workload.high_bits, low_bits=workload.low_bits)
-        layers = [
-            LayerCost(name=name, kind=kind, cycles=cycles, macs=macs, weight_bytes=weight_bytes, bound=BOUNDS[bound])
-            for name, kind, cycles, macs, weight_bytes, bound in zip(
-                table.names,
-                table.kinds,
-                gemms[0].tolist(),
-                table.macs()[0].tolist(),
-                (-(-weight_bits[0] // 8)).tolist(),
-                terms.bounds()[0].tolist(),
-                strict=True,
-            )
-        ]
-        layers += [
-            LayerCost(name=vector.name, kind=vector.kind, cycles=cycles, macs=0, weight_bytes=0, bound="vector")
-            for vector, cycles in zip(workload.vectors, vectors[0].tolist(), strict=True)
-        ]
+        batch = self._batch(terms, gemms, vectors)
+        g, v = population.gemms, population.vectors
+        weight_bits = g.weight_bits(high_bits=workload.high_bits, low_bits=workload.low_bits)
+        of_gemms = (gemms, g.macs(), -(-weight_bits // 8))
+        bounds = [BOUNDS[index] for index in terms.bounds()[0].tolist()]
+        none = [0] * len(v.names)
+        rows: Iterable[tuple[Any, ...]] = chain(
+            zip(g.names, g.kinds, *(figures[0].tolist() for figures in of_gemms), bounds, strict=True),
+            zip(v.names, v.kinds, vectors[0].tolist(), none, none, repeat("vector"), strict=False),
+        )
         return CostEstimate(
             workload=workload.name,
             latency_ms=float(batch.latency_ms[0]),
             cycles=int(batch.cycles[0]),
-            layers=tuple(layers),
+            layers=tuple(map(LayerCost._make, rows)),
             resources=self.resources,
             energy_mj=float(batch.energy_mj[0]),
-            violations=(*self._violations, *self._overflows(workload)),
+            violations=self._violations if batch.fits[0] else (*self._violations, *self._overflows(workload)),
         )
 
-    def _batch(self, population: Population, gemms: IntArray, vectors: IntArray) -> CostBatch:
-        """The costs of N networks from the cycles of single layers, (1, G) and (1, V)."""
-        cycles = population.totals(gemms[0], vectors[0])
+    def _batch(self, terms: GemmTerms, gemms: IntArray, vectors: IntArray) -> CostBatch:
+        """The costs of N networks from their terms and the cycles of single layers, (1, G) and (1, V)."""
+        population = terms.population
+        cycles = population.gemm_totals(gemms[0]) + population.vector_totals(vectors[0])
         latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
-        table = population.gemms
-        too_long = (table.tokens > self.accelerator.max_tokens) & (table.count > 0)
-        fits = population.totals(too_long[0]) == 0
+        g, fits = population.gemms, np.ones(len(population), dtype=bool)
+        if g.tokens.max(initial=0) > self.accelerator.max_tokens:
+            too_long = (g.tokens > self.accelerator.max_tokens) & (g.count > 0)
+            fits = population.gemm_totals(too_long[0]) == 0
         if self.accelerator.activations == "onchip":
             fits &= population.activation_bytes() <= self.accelerator.activation_buffer_bytes
         return CostBatch(
             cycles=cycles,
             latency_ms=latency_ms,
-            energy_mj=energy_mj(self._columns, population, self.device.energy, latency_ms),
+            energy_mj=energy_mj(terms, self.device.energy, latency_ms),
             fits=fits,
         )
 

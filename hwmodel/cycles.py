@@ -87,7 +87,7 @@ BOUNDS = ("compute", "weights", "activations", "output")
 
 def ceil_div(a: IntLike, b: IntLike) -> IntLike:
     """Integer quotient rounded up; `b` is positive."""
-    return -(-a // b)
+    return (a + (b - 1)) // b
 
 
 def gemm_cycles(accelerator: AcceleratorColumns, population: Population) -> IntArray:
@@ -125,9 +125,9 @@ def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> In
 
 def array_latency(accelerator: AcceleratorColumns) -> IntArray:
     """W of the module's docstring."""
-    inputs = np.asarray(accelerator.array_inputs, dtype=np.int64)
+    inputs = accelerator.array_inputs
     levels = np.frexp(inputs - 1.0)[1]  # clog2: the bits of inputs - 1
-    cascaded = np.asarray(accelerator.narrow_rows) == BACKENDS["atomic"].narrow_rows
+    cascaded = accelerator.narrow_rows == BACKENDS["atomic"].narrow_rows
     return np.asarray(PIPELINE_CYCLES + np.where(cascaded, inputs, levels), dtype=np.int64)
 
 
@@ -149,12 +149,14 @@ class GemmTerms:
         if not 1 <= population.act_bits <= 8:
             raise UsageError(f"activations of {population.act_bits} bits do not fit the array: use 1 to 8 bits")
         a, g = accelerator, population.gemms
-        self._gemms = g
+        self.accelerator, self.population = accelerator, population
         self.k_tiles = ceil_div(g.inputs, a.array_inputs)
         self.issue = np.maximum(g.tokens, LEAST_STEP_CYCLES)
         tile_bits = 8 * g.tokens * a.array_inputs
         self.activations = a.ddr_activations * ceil_div(tile_bits, a.activation_stream_bits)
         self.latency = array_latency(a)
+        self._least_step = np.maximum(self.issue, self.activations)
+        self._other_k_tiles = self.k_tiles - 1
         tiles_high, tiles_low = row_tiles(a, population)
         self.high = self._row_tiles(a, population, tiles_high, bits=population.high_bits)
         self.low = self._row_tiles(a, population, tiles_low, bits=population.low_bits)
@@ -173,25 +175,25 @@ class GemmTerms:
             + np.where(some_l, after_l, after_h)
             + OUTPUT_CYCLES
         )
-        g = self._gemms
+        g = self.population.gemms
         busy = (some_h | some_l) & (g.tokens > 0) & (g.inputs > 0)
         return np.asarray(once * (busy * g.count), dtype=np.int64)
 
     def bounds(self) -> IntArray:
-        """What each product waits for most, as an index of `BOUNDS`, in the shape of `cycles`.
+        """What each product waits for most, as an index of `BOUNDS`, (1, G), or (C, G) with columns of shape (C, 1).
 
         It is the part that would be busiest if nothing else existed.
         """
         high, low = self.high, self.low
         all_tiles = (high.tiles + low.tiles) * self.k_tiles
-        busy = np.broadcast_arrays(
+        busy = [
             all_tiles * self.issue,
             high.tiles * (high.header + self.k_tiles * high.weights)
             + low.tiles * (low.header + self.k_tiles * low.weights),
             all_tiles * self.activations,
             high.tiles * high.drain + low.tiles * low.drain,
-        )
-        return np.asarray(np.argmax(np.stack(busy), axis=0))
+        ]
+        return np.asarray(np.stack(busy).argmax(axis=0))
 
     def _row_tiles(self, a: AcceleratorColumns, population: Population, tiles: IntArray, *, bits: int) -> _RowTiles:
         rows = a.rows_per_dsp(bits) * a.array_rows
@@ -200,13 +202,12 @@ class GemmTerms:
         header = groups * ceil_div(PARAMETER_BYTES * a.output_stream_bits, a.weight_stream_bits)
         weights = ceil_div(stored_bits * rows * a.array_inputs, a.weight_stream_bits)
         load = np.maximum(header + weights, self.activations)
-        least_step = np.maximum(self.issue, self.activations)
-        others = (self.k_tiles - 1) * np.maximum(weights, least_step)
+        others = self._other_k_tiles * np.maximum(weights, self._least_step)
         return _RowTiles(
             tiles=tiles,
             header=header,
             weights=weights,
             drain=population.gemms.tokens * groups,
             first=load + others,
-            later=np.maximum(load, least_step) + others,
+            later=np.maximum(load, self._least_step) + others,
         )

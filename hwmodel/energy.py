@@ -19,47 +19,50 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.accelerator import NARROW_BITS, AcceleratorColumns
-from hwmodel.cycles import VECTOR_TIMING, ceil_div, row_tiles
+from hwmodel.accelerator import NARROW_BITS
+from hwmodel.cycles import VECTOR_TIMING, GemmTerms
 from hwmodel.device import EnergyConstants
-from hwmodel.workload import Population
 
 
-def energy_mj(
-    accelerator: AcceleratorColumns,
-    population: Population,
-    constants: EnergyConstants,
-    latency_ms: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Energy of each workload in millijoules, shape (N,); `latency_ms` has shape (N,)."""
+def energy_mj(terms: GemmTerms, constants: EnergyConstants, latency_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Energy of each workload of the population of `terms` on their (one) accelerator.
+
+    Args:
+        terms: the terms of the cycle model for the population.
+        constants: the energies of the device.
+        latency_ms: shape (N,).
+
+    Returns:
+        Millijoules, shape (N,).
+    """
+    population = terms.population
     g, v = population.gemms, population.vectors
-    tiles_high, tiles_low = row_tiles(accelerator, population)
-    columns = g.tokens * g.inputs * g.count
-    streamed = columns * (tiles_high + tiles_low) * population.act_bits
-    results = g.tokens * (g.rows_high + g.rows_low) * g.count
-    sums = 64 * results * ceil_div(g.inputs, accelerator.array_inputs)
-    written = results * population.act_bits
-    second_operand = g.inputs * (g.rows_high + g.rows_low) * g.count * ~g.stored * population.act_bits
+    loads, rows = g.inputs * g.count, g.rows_high + g.rows_low
+    columns, results = g.tokens * loads, g.tokens * g.count * rows
     passes = np.array([VECTOR_TIMING[kind][0] for kind in v.kinds], dtype=np.int64)
-
-    # Whole numbers (bits, not bytes), so that they add up exactly in whatever order.
-    of_gemms = [
-        columns * g.rows_high,
-        columns * g.rows_low,
-        streamed + sums + written,
-        g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
-        accelerator.ddr_activations * (streamed + second_operand + written),
-    ]
-    moved = 2 * passes * v.tokens * v.width * v.count * population.act_bits
-    none = np.zeros_like(moved)
-    macs_high, macs_low, buffer_bits, weight_bits, activation_bits = population.totals(
-        np.concatenate(of_gemms), np.concatenate([none, none, moved, none, none])
+    moved_by_vectors = 2 * passes * v.tokens * v.width * v.count
+    # Whole numbers, so that they add up exactly in whatever order; codes have `act_bits`, sums 32 bits.
+    macs_high, macs_low, moved_codes, second_operand_codes, moved_sums, weight_bits = population.gemm_totals(
+        np.concatenate(
+            [
+                columns * g.rows_high,
+                columns * g.rows_low,
+                columns * (terms.high.tiles + terms.low.tiles) + results,
+                loads * rows * ~g.stored,
+                2 * results * terms.k_tiles,
+                g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
+            ]
+        )
     )
+    vector_codes = population.vector_totals(moved_by_vectors[0])
+    buffer_bits = (moved_codes + vector_codes) * population.act_bits + 32 * moved_sums
+    activation_bits = terms.accelerator.ddr_activations * (moved_codes + second_operand_codes) * population.act_bits
+    memory_bytes = -(-weight_bits // 8) + activation_bits / 8
     picojoules = (
         macs_high * _mac_pj(population.high_bits, constants)
         + macs_low * _mac_pj(population.low_bits, constants)
         + buffer_bits / 8 * constants.buffer_pj_per_byte
-        + (-(-weight_bits // 8) + activation_bits / 8) * constants.ddr_pj_per_byte
+        + memory_bytes * constants.ddr_pj_per_byte
     )
     return np.asarray(picojoules * 1e-9 + constants.static_w * latency_ms)
 

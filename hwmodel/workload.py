@@ -2,7 +2,7 @@
 
 A `Population` is the array form of N workloads. Networks of one search space are put together from few different
 *parts* (half a block, the stem, the head), so it holds the layers of every part once, in columns, and for each network
-the numbers of its parts. A cost model computes each layer of that table once and adds up by `Population.totals`. A
+the numbers of its parts. A cost model computes each layer of that table once and adds up for each network. A
 `Workload` is the readable form of one network; a cost model turns it into a population of one part, so both give the
 same integers by construction.
 
@@ -168,9 +168,8 @@ class Population:
         gemms, vectors = workload.gemms, workload.vectors
         gemm_rows = [(g.tokens, g.inputs, g.rows_high, g.rows_low, g.count, g.stored) for g in gemms]
         vector_rows = [(v.tokens, v.width, v.count) for v in vectors]
-        # C order, (6, G) and (3, V): each column of the table is one contiguous row here
-        g = np.array(gemm_rows, dtype=np.int64).reshape(-1, 6).T.copy()
-        v = np.array(vector_rows, dtype=np.int64).reshape(-1, 3).T.copy()
+        g = np.fromiter(chain.from_iterable(gemm_rows), dtype=np.int64).reshape(-1, 6).T.copy()
+        v = np.fromiter(chain.from_iterable(vector_rows), dtype=np.int64).reshape(-1, 3).T.copy()
         return Population(
             gemms=GemmColumns(
                 names=tuple([g.name for g in gemms]),
@@ -239,19 +238,15 @@ class Population:
             act_bits=self.act_bits,
         )
 
-    def totals(self, gemms: IntArray, vectors: IntArray | None = None) -> IntArray:
-        """Figures of single layers added up for each network, in exact integers.
+    def gemm_totals(self, figures: IntArray) -> IntArray:
+        """A figure of each product, (..., G), added up for each network in exact integers, (..., N)."""
+        return self._totals(_sums(figures, self.gemm_starts))
 
-        Args:
-            gemms: a figure for each product, shape (..., G).
-            vectors: a figure for each vector operation, shape (..., V), if those have one.
+    def vector_totals(self, figures: IntArray) -> IntArray:
+        """A figure of each vector operation, (..., V), added up for each network in exact integers, (..., N)."""
+        return self._totals(_sums(figures, self.vector_starts))
 
-        Returns:
-            The sums, shape (..., N).
-        """
-        of_parts = _sums(gemms, self.gemm_starts)
-        if vectors is not None:
-            of_parts = of_parts + _sums(vectors, self.vector_starts)
+    def _totals(self, of_parts: IntArray) -> IntArray:
         return np.asarray(of_parts.take(self.parts, axis=-1).sum(axis=-1))
 
     def activation_bytes(self) -> IntArray:
@@ -260,16 +255,18 @@ class Population:
 
     def macs(self) -> IntArray:
         """Multiply-accumulates for one image of each workload, shape (N,)."""
-        return self.totals(self.gemms.macs()[0])
+        return self.gemm_totals(self.gemms.macs()[0])
 
     def weight_bytes(self) -> IntArray:
         """Bytes of stored weights of each workload, packed, shape (N,)."""
-        bits = self.totals(self.gemms.weight_bits(high_bits=self.high_bits, low_bits=self.low_bits)[0])
+        bits = self.gemm_totals(self.gemms.weight_bits(high_bits=self.high_bits, low_bits=self.low_bits)[0])
         return np.asarray(-(-bits // 8))
 
 
 def _sums(figures: IntArray, starts: IntArray) -> IntArray:
     """The sums of `figures` (..., L) from each start to the next, shape (..., U); a part may be empty."""
+    if len(starts) == 2:
+        return np.asarray(figures.sum(axis=-1, keepdims=True))
     running = np.zeros((*figures.shape[:-1], figures.shape[-1] + 1), dtype=np.int64)
     np.cumsum(figures, axis=-1, out=running[..., 1:])
     ends = running[..., starts]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from hwmodel.accelerator import AcceleratorColumns
+from hwmodel.cycles import GemmTerms
 from hwmodel.device import EnergyConstants
 from hwmodel.energy import energy_mj
 from hwmodel.workload import Population, VectorOp
@@ -30,8 +31,7 @@ NOTHING = {
 def test_counts_by_hand(*, config, gemm, workload, constant, activations, expected):
     network = workload(gemm(10, 8, 4, 7), vectors=[VectorOp(name="s", kind="softmax", tokens=5, width=6)])
     energy = energy_mj(
-        AcceleratorColumns.one(config(activations=activations)),
-        Population.of(network),
+        GemmTerms(AcceleratorColumns.one(config(activations=activations)), Population.of(network)),
         EnergyConstants(**{**NOTHING, constant: 1}),
         np.array([0.0]),
     )
@@ -43,8 +43,8 @@ def test_the_second_operand_of_attention_comes_from_where_activations_live(confi
     constants = EnergyConstants(**{**NOTHING, "ddr_pj_per_byte": 1})
 
     def bytes_moved(activations):
-        columns = AcceleratorColumns.one(config(activations=activations))
-        return energy_mj(columns, Population.of(network), constants, np.array([0.0]))[0] * 1e9
+        terms = GemmTerms(AcceleratorColumns.one(config(activations=activations)), Population.of(network))
+        return energy_mj(terms, constants, np.array([0.0]))[0] * 1e9
 
     assert bytes_moved("onchip") == 0
     assert bytes_moved("ddr") == pytest.approx(2 * (10 * 8 + 8 * 4 + 10 * 4))
@@ -52,8 +52,7 @@ def test_the_second_operand_of_attention_comes_from_where_activations_live(confi
 
 def test_static_power_times_latency(config, workload):
     energy = energy_mj(
-        AcceleratorColumns.one(config()),
-        Population.of(workload()),
+        GemmTerms(AcceleratorColumns.one(config()), Population.of(workload())),
         EnergyConstants(**{**NOTHING, "static_w": 0.5}),
         np.array([4.0]),
     )
