@@ -80,9 +80,10 @@ Lowered = tuple[LayerColumns, IntArray]  # the layers of some parts, and the byt
 
 
 def _stems(subnets: SubnetArrays, rows: IntArray) -> Lowered:
-    """The patch embeddings of the subnets `rows` (U,)."""
+    """The patch embeddings of the subnets `rows` (U,), to which the class token and the positions are added."""
     width = subnets.embed_dim[rows]
-    patches = _tokens(subnets, rows) - 1
+    tokens = _tokens(subnets, rows)
+    patches = tokens - 1
     inputs = np.full_like(patches, subnets.in_chans * subnets.patch_size**2)
     layers = LayerColumns()
     layers.gemm(
@@ -94,6 +95,7 @@ def _stems(subnets: SubnetArrays, rows: IntArray) -> Lowered:
         rows_low=np.zeros_like(width),
         count=np.ones_like(width),
     )
+    layers.vector("pos_embed", "residual", tokens=tokens, width=width, count=np.ones_like(width))
     return layers, patches * inputs * _act_bytes(subnets) + _residual_bytes(subnets, rows)
 
 
