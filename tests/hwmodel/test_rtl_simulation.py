@@ -88,6 +88,32 @@ def differing(jobs, results):
     ]
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_products_are_of_all_modes(seed):
+    jobs = random_jobs(engine("dual", "onchip", **SMALL), 60, seed=seed)
+    gemms = [job.gemm for job in jobs]
+    counts = {
+        "stalls": sum(job.stall > 0 for job in jobs),
+        "unsigned": sum(gemm.unsigned_activations for gemm in gemms),
+        "wide": sum(gemm.wide for gemm in gemms),
+        "wide with factors of tokens": sum(gemm.wide and gemm.token_factors is not None for gemm in gemms),
+        "unsigned with factors of tokens": sum(
+            gemm.unsigned_activations and gemm.token_factors is not None for gemm in gemms
+        ),
+        "factors of tokens with stalls": sum(job.gemm.token_factors is not None and job.stall > 0 for job in jobs),
+        "table": sum(gemm.table is not None for gemm in gemms),
+        "table with unsigned": sum(gemm.table is not None and gemm.unsigned_activations for gemm in gemms),
+        "no mode": sum(not (g.unsigned_activations or g.wide or g.token_factors or g.table is not None) for g in gemms),
+        "two kinds of rows": sum(0 < gemm.rows_high < gemm.rows for gemm in gemms),
+        "4-bit rows alone": sum(gemm.rows_high == 0 for gemm in gemms),
+        "one token": sum(gemm.tokens == 1 for gemm in gemms),
+        "one row": sum(gemm.rows == 1 for gemm in gemms),
+        "fewer inputs than the array": sum(gemm.inputs < SMALL["array_inputs"] for gemm in gemms),
+        "ragged rows": sum(gemm.rows % SMALL["array_rows"] != 0 for gemm in gemms),
+    }
+    assert min(counts.values()) >= 3, counts
+
+
 @needs_tools
 @pytest.mark.parametrize("activations", ["onchip", "ddr"])
 @pytest.mark.parametrize("backend", ["dual", "atomic"])
