@@ -46,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import UsageError
-from hwmodel.integer import MANTISSAS, SHIFTS, Int8Array
+from hwmodel.integer import MANTISSAS, SHIFTS, Int8Array, IntegerGemm
 
 Int64Array = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -267,6 +267,8 @@ class IntegerLayerNorm:
 
 
 IntegerVector = IntegerResidual | IntegerSoftmax | IntegerLayerNorm
+#: all that the hardware does, with its operands
+Operation = IntegerGemm | IntegerVector
 
 
 def exponential_table(scale: float) -> NDArray[np.uint8]:

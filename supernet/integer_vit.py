@@ -1,0 +1,456 @@
+"""An extracted subnet in the integer arithmetic of the hardware, operation by operation, in NumPy.
+
+Between operations there are codes only: 8 bits for what a product reads, 16 bits for the residual stream and the
+logits. LayerScale is folded into a linear's factors, GELU into a table, the zero point of an input into the bias. The
+class token and the position embeddings are codes of the residual stream, which the residual unit adds to the patches.
+
+Three kinds of scale are not part of an extracted subnet, because training keeps those values as floats: of the
+residual stream (one for the whole network, so that its sums need no rescaling), of each block's attention scores, and
+of the logits. `IntegerRanges` holds them; `find_ranges` takes them from images.
+
+Shape suffixes as in `supernet.functional`: B images, T tokens, D channels, H heads, N channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hwmodel.errors import UsageError
+from hwmodel.integer import MANTISSAS, SHIFTS, Int8Array, IntegerGemm
+from hwmodel.integer_vector import (
+    IntegerLayerNorm,
+    IntegerResidual,
+    IntegerSoftmax,
+    LayerNormConstants,
+    Operation,
+    exponential_table,
+    layernorm_constants,
+    softmax_constants,
+)
+from supernet import functional
+from supernet.functional import ActivationSites, Norm
+from supernet.standalone import LayerNorm, QuantLinear, SubnetBlock, SubnetViT
+from supernet.subnet import Subnet
+
+Int16Array = NDArray[np.int16]
+FloatArray = NDArray[np.float64]
+
+#: is told of every operation, in order: the name of its layer in the lowered workload, and its operands
+Recorder = Callable[[str, Operation], None]
+
+RESIDUAL_LIMIT = 2**15 - 1
+#: of the networks' LayerNorms, see `supernet.functional.Norm`
+LAYER_NORM_EPSILON = 1e-6
+#: room above the largest residual and logit that was seen, so that other images do not saturate
+HEADROOM = 1.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntegerRanges:
+    """Scales that the integer network needs beside the subnet's own: value of one code of each.
+
+    `scores` has one scale for each block.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    residual: float
+    scores: tuple[float, ...]
+    logits: float
+
+
+@torch.no_grad()
+def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
+    """The scales that a batch of normalised images suggests, from a pass with quantized activations.
+
+    Raises:
+        UsageError: an operator of the subnet has no integer form.
+    """
+    largest = torch.zeros(())
+    scores: list[float] = []
+
+    def watched(norm: Norm) -> Norm:
+        def apply(x: Tensor) -> Tensor:
+            nonlocal largest
+            largest = torch.maximum(largest, x.abs().amax())
+            return norm(x)
+
+        return cast(Norm, apply)
+
+    stem = module.sites.quantizer(None)
+    x_BTD = functional.embed_patches(
+        stem("image", functional.resize_images(x_BCHW, module.subnet.image_size)),
+        module.patch_embed.active(),
+        module.cls_token,
+        module.position,
+        patch_size=module.subnet.patch_size,
+    )
+    for child in module.blocks:
+        block = cast(SubnetBlock, child)
+        seen: dict[str, Tensor] = {}
+
+        def watch(site: str, x: Tensor, block: SubnetBlock = block, seen: dict[str, Tensor] = seen) -> Tensor:
+            seen[site] = block.mixer_sites.quantizer(None)(site, x)
+            return seen[site]
+
+        x_BTD = functional.encoder_block(
+            x_BTD,
+            norm1=watched(block.norm1.active()),
+            norm2=watched(block.norm2.active()),
+            scale1=block.scale1,
+            scale2=block.scale2,
+            mix=block.mix,
+            mixer={name: cast(QuantLinear, linear).active() for name, linear in block.mixer.items()},
+            mlp={name: cast(QuantLinear, linear).active() for name, linear in block.mlp.items()},
+            head_dim=block.head_dim,
+            mixer_quantizer=watch,
+            quantizer=block.sites.quantizer(None),
+        )
+        if not {"q", "k"} <= seen.keys():
+            raise UsageError("an operator of this subnet has no integer form; only 'attention' has one")
+        scores.append(float((seen["q"] @ seen["k"].transpose(-2, -1)).abs().amax()) * block.head_dim**-0.5 / 127)
+    x_BD = stem("norm", watched(module.norm.active())(x_BTD)[:, 0])
+    logits = module.head.active()(x_BD).abs().amax()
+    smallest = 1e-8
+    return IntegerRanges(
+        residual=max(float(largest) * HEADROOM / RESIDUAL_LIMIT, smallest),
+        scores=tuple(max(scale, smallest) for scale in scores),
+        logits=max(float(logits) * HEADROOM / RESIDUAL_LIMIT, smallest),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerLinear:
+    """A linear's constants in the order of the hardware: rows at high precision first.
+
+    Hardware row i computes output channel `channels[i]`; see `IntegerGemm` for the other fields.
+    """
+
+    name: str
+    weights: Int8Array
+    rows_high: int
+    bias: NDArray[np.int32]
+    mantissa: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    channels: NDArray[np.int64]
+    table: Int8Array | None
+    wide: bool
+
+    def __call__(self, codes: Int8Array, record: Recorder | None) -> Int8Array | Int16Array:
+        """Output codes (F, rows) in channel order, of input codes (F, inputs)."""
+        gemm = IntegerGemm(
+            activations=codes,
+            weights=self.weights,
+            rows_high=self.rows_high,
+            bias=self.bias,
+            mantissa=self.mantissa,
+            shift=self.shift,
+            table=self.table,
+            least=-128 if self.wide or self.table is not None else -127,
+            wide=self.wide,
+        )
+        if record is not None:
+            record(self.name, gemm)
+        rows = gemm.outputs()
+        outputs = np.empty_like(rows)
+        outputs[:, self.channels] = rows
+        return outputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerNorm:
+    """A LayerNorm from codes of the residual stream to 8-bit codes."""
+
+    name: str
+    constants: LayerNormConstants
+
+    def __call__(self, codes: Int16Array, record: Recorder | None) -> Int8Array:
+        """Codes (R, D) of as many rows."""
+        operation = IntegerLayerNorm(x=codes, constants=self.constants)
+        if record is not None:
+            record(self.name, operation)
+        return operation.outputs()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerAttention:
+    """Softmax attention between qkv and proj: scores, numerators and their sums, mixed values, head by head.
+
+    `score_factor` requantizes q @ k.T, `exponentials` is the softmax's table, `mix_factor` is what a mixed value is
+    multiplied by beside one over the sum; factors are mantissa and shift.
+    """
+
+    name: str
+    head_dim: int
+    score_factor: tuple[int, int]
+    exponentials: NDArray[np.uint8]
+    mix_factor: tuple[int, int]
+
+    def __call__(self, qkv_BTH3N: Int8Array, record: Recorder | None) -> Int8Array:
+        """Mixed values (B, T, H, N)."""
+        batch, tokens, heads, _, head_dim = qkv_BTH3N.shape
+        mixed = np.empty((batch, tokens, heads, head_dim), dtype=np.int8)
+        for image in range(batch):
+            for head in range(heads):
+                q_TN, k_TN, v_TN = qkv_BTH3N[image, :, head].transpose(1, 0, 2)
+                mixed[image, :, head] = self._head(q_TN, k_TN, v_TN, record)
+        return mixed
+
+    def _head(self, q_TN: Int8Array, k_TN: Int8Array, v_TN: Int8Array, record: Recorder | None) -> Int8Array:
+        tokens = len(q_TN)
+        scores = IntegerGemm(
+            activations=q_TN,
+            weights=k_TN,
+            rows_high=tokens,
+            bias=np.zeros(tokens, dtype=np.int32),
+            mantissa=np.full(tokens, self.score_factor[0]),
+            shift=np.full(tokens, self.score_factor[1]),
+            least=-127,
+        )
+        softmax = IntegerSoftmax(
+            scores=scores.outputs(),
+            table=self.exponentials,
+            numerator=self.mix_factor[0],
+            exponent=self.mix_factor[1],
+        )
+        mix = IntegerGemm(
+            activations=softmax.outputs(),
+            unsigned_activations=True,
+            weights=np.ascontiguousarray(v_TN.T),
+            rows_high=self.head_dim,
+            bias=np.zeros(self.head_dim, dtype=np.int32),
+            mantissa=np.full(self.head_dim, 2**15),
+            shift=np.full(self.head_dim, 1),
+            token_factors=softmax.factors(),
+            least=-127,
+        )
+        if record is not None:
+            record(f"{self.name}.scores", scores)
+            record(f"{self.name}.softmax", softmax)
+            record(f"{self.name}.mix", mix)
+        return mix.outputs()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerBlock:
+    """One encoder block."""
+
+    name: str
+    norm1: IntegerNorm
+    qkv: IntegerLinear
+    attention: IntegerAttention
+    proj: IntegerLinear
+    norm2: IntegerNorm
+    fc1: IntegerLinear
+    fc2: IntegerLinear
+
+    def __call__(self, x_BTD: Int16Array, record: Recorder | None) -> Int16Array:
+        """Codes of the residual stream (B, T, D) after the block."""
+        batch, tokens, width = x_BTD.shape
+        rows = x_BTD.reshape(-1, width)
+        qkv = self.qkv(self.norm1(rows, record), record)
+        mixed = self.attention(qkv.reshape(batch, tokens, -1, 3, self.attention.head_dim).astype(np.int8), record)
+        rows = _add(f"{self.name}.residual1", rows, self.proj(mixed.reshape(batch * tokens, -1), record), record)
+        hidden = self.fc1(self.norm2(rows, record), record).astype(np.int8)
+        rows = _add(f"{self.name}.residual2", rows, self.fc2(hidden, record), record)
+        return rows.reshape(x_BTD.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerViT:
+    """The whole network.
+
+    `position` holds codes of the residual stream (T, D): the class token with its position embedding, then the
+    position embeddings of the patches. `image_scale` and `logit_scale` are the values of one code.
+    """
+
+    subnet: Subnet
+    image_scale: float
+    logit_scale: float
+    patch_embed: IntegerLinear
+    position: Int16Array
+    blocks: tuple[IntegerBlock, ...]
+    norm: IntegerNorm
+    head: IntegerLinear
+
+    @staticmethod
+    def of(module: SubnetViT, ranges: IntegerRanges) -> IntegerViT:
+        """The integer form of an extracted subnet.
+
+        Raises:
+            UsageError: an operator has no integer form, or a factor or a bias is beyond what the hardware holds.
+        """
+        stem = module.sites
+        position = module.position.double()
+        position[0] += module.cls_token.double()
+        codes = np.rint(position.numpy() / ranges.residual)
+        return IntegerViT(
+            subnet=module.subnet,
+            image_scale=_scale(stem, "image"),
+            logit_scale=ranges.logits,
+            patch_embed=_linear("patch_embed", module.patch_embed, stem, "image", output_scale=ranges.residual),
+            position=np.clip(codes, -RESIDUAL_LIMIT - 1, RESIDUAL_LIMIT).astype(np.int16),
+            blocks=tuple(
+                _block(f"blocks.{index}", cast(SubnetBlock, block), ranges.residual, scores)
+                for index, (block, scores) in enumerate(zip(module.blocks, ranges.scores, strict=True))
+            ),
+            norm=_norm("norm", module.norm, ranges.residual, _scale(stem, "norm")),
+            head=_linear("head", module.head, stem, "norm", output_scale=ranges.logits),
+        )
+
+    def quantize_images(self, x_BCHW: Tensor) -> Int8Array:
+        """Codes of normalised images (B, C, H, W), resized to the subnet's image size."""
+        resized = functional.resize_images(x_BCHW, self.subnet.image_size).double().numpy()
+        limit = 2 ** (self.subnet.act_bits - 1) - 1
+        return np.clip(np.rint(resized / self.image_scale), -limit, limit).astype(np.int8)
+
+    def __call__(self, images_BCHW: Int8Array, record: Recorder | None = None) -> Int16Array:
+        """Codes of the logits (B, classes); `record` is told of every operation, which are those of all images."""
+        batch, size = len(images_BCHW), self.subnet.patch_size
+        grid = self.subnet.image_size // size
+        patches = images_BCHW.reshape(batch, -1, grid, size, grid, size).transpose(0, 2, 4, 1, 3, 5)
+        embedded = self.patch_embed(patches.reshape(batch * grid * grid, -1), record)
+        width = self.subnet.embed_dim
+        rows = np.zeros((batch, self.subnet.tokens, width), dtype=np.int16)
+        rows[:, 1:] = embedded.reshape(batch, -1, width)
+        position = np.broadcast_to(self.position, rows.shape).reshape(-1, width)
+        x_BTD = _add("pos_embed", rows.reshape(-1, width), position, record).reshape(rows.shape)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, record)
+        logits = self.head(self.norm(np.ascontiguousarray(x_BTD[:, 0]), record), record)
+        return logits.astype(np.int16, copy=False)
+
+
+def _add(name: str, x: Int16Array, y: NDArray[np.int8] | Int16Array, record: Recorder | None) -> Int16Array:
+    operation = IntegerResidual(x=x, y=y.astype(np.int16, copy=False))
+    if record is not None:
+        record(name, operation)
+    return operation.outputs()
+
+
+def _block(name: str, block: SubnetBlock, residual: float, scores: float) -> IntegerBlock:
+    if not {"q", "k", "v", "mixed"} <= set(block.mixer_sites.names):
+        raise UsageError("an operator of this subnet has no integer form; only 'attention' has one")
+    sites, mixer = block.sites, block.mixer_sites
+    qkv, proj = (cast(QuantLinear, block.mixer[linear]) for linear in ("qkv", "proj"))
+    fc1, fc2 = (cast(QuantLinear, block.mlp[linear]) for linear in ("fc1", "fc2"))
+    q, k, v, mixed = (_scale(mixer, site) for site in ("q", "k", "v", "mixed"))
+    heads = qkv.plan.rows // (3 * block.head_dim)
+    qkv_scale = np.tile(np.repeat([q, k, v], block.head_dim), heads)
+    return IntegerBlock(
+        name=name,
+        norm1=_norm(f"{name}.norm1", block.norm1, residual, _scale(sites, "norm1")),
+        qkv=_linear(f"{name}.qkv", qkv, sites, "norm1", output_scale=qkv_scale, wide=False),
+        attention=IntegerAttention(
+            name=name,
+            head_dim=block.head_dim,
+            score_factor=_score_factor(q * k * block.head_dim**-0.5 / scores),
+            exponentials=exponential_table(scores),
+            mix_factor=softmax_constants(v / mixed),
+        ),
+        proj=_linear(f"{name}.proj", proj, mixer, "mixed", output_scale=residual, row_factor=block.scale1),
+        norm2=_norm(f"{name}.norm2", block.norm2, residual, _scale(sites, "norm2")),
+        fc1=_linear(
+            f"{name}.fc1",
+            fc1,
+            sites,
+            "norm2",
+            output_scale=_scale(sites, "fc1"),
+            table=_gelu_table(sites),
+            wide=False,
+        ),
+        fc2=_linear(f"{name}.fc2", fc2, sites, "gelu", output_scale=residual, row_factor=block.scale2),
+    )
+
+
+def _norm(name: str, norm: LayerNorm, scale_in: float, scale_out: float) -> IntegerNorm:
+    return IntegerNorm(
+        name=name,
+        constants=layernorm_constants(
+            norm.weight.double().numpy(),
+            norm.bias.double().numpy(),
+            epsilon=LAYER_NORM_EPSILON,
+            scale_in=scale_in,
+            scale_out=scale_out,
+        ),
+    )
+
+
+def _linear(
+    name: str,
+    linear: QuantLinear,
+    sites: ActivationSites,
+    site: str,
+    *,
+    output_scale: float | FloatArray,
+    row_factor: Tensor | None = None,
+    table: Int8Array | None = None,
+    wide: bool = True,
+) -> IntegerLinear:
+    """The constants of a linear whose input is of `site`; see the module's docstring for what is folded."""
+    codes = linear.codes.numpy().astype(np.int64)
+    unit = linear.scale.double().numpy() * _scale(sites, site)
+    factor = unit / output_scale
+    if row_factor is not None:
+        factor = factor * row_factor.double().numpy()
+    # The hardware's factors are positive: where LayerScale is not, the row changes its sign instead.
+    sign = np.where(factor < 0, -1, 1)
+    bias = sign * (np.rint(linear.bias.double().numpy() / unit) - _zero(sites, site) * codes.sum(axis=1))
+    if np.abs(bias).max() >= 2**31:
+        raise UsageError(f"{name}: a bias needs more than 32 bits of the accumulator; its rows or inputs are all zero")
+    is_high = linear.plan.is_high
+    channels = np.argsort(~is_high, kind="stable")
+    mantissa, shift = _requantization(np.abs(factor[channels]))
+    return IntegerLinear(
+        name=name,
+        weights=(codes * sign[:, None])[channels].astype(np.int8),
+        rows_high=int(is_high.sum()),
+        bias=bias[channels].astype(np.int32),
+        mantissa=mantissa,
+        shift=shift,
+        channels=channels,
+        table=table,
+        wide=wide,
+    )
+
+
+def _gelu_table(sites: ActivationSites) -> Int8Array:
+    """Codes of GELU's output by those of its input, -128 to 127."""
+    inputs = torch.arange(-128, 128, dtype=torch.float64) * _scale(sites, "fc1")
+    codes = torch.round(F.gelu(inputs) / _scale(sites, "gelu")) + _zero(sites, "gelu")
+    least = -128 if sites.asymmetric[sites.names.index("gelu")] else -127
+    return np.asarray(codes.clamp(least, 127).numpy().astype(np.int8))
+
+
+def _scale(sites: ActivationSites, site: str) -> float:
+    return float(sites.scale[sites.names.index(site)])
+
+
+def _zero(sites: ActivationSites, site: str) -> int:
+    return round(float(sites.zero_point[sites.names.index(site)]))
+
+
+def _score_factor(value: float) -> tuple[int, int]:
+    mantissa, shift = _requantization(np.array([value]))
+    return int(mantissa[0]), int(shift[0])
+
+
+def _requantization(factor: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Mantissa and shift of positive factors, to 16 bits; one below 2^-32 becomes 2^-32, far below any output code."""
+    fraction, power = np.frexp(np.maximum(factor, 2.0**-32))
+    mantissa, shift = np.rint(fraction * 2**16).astype(np.int64), 16 - power.astype(np.int64)
+    carry = mantissa > MANTISSAS[1]
+    mantissa, shift = np.where(carry, MANTISSAS[0], mantissa), shift - carry
+    if shift.min() < SHIFTS[0]:
+        raise UsageError(
+            f"a requantization factor of {factor.max():g} is beyond the hardware's; its output scale is tiny"
+        )
+    return mantissa, shift
