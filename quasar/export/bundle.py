@@ -1,10 +1,12 @@
 """An exported subnet as a folder that says everything about itself, and that is either whole or refused.
 
     manifest.json       what was exported from what, accuracies, versions, and size and sha256 of all other files
-    config.json         all that the network and its input need: subnet, data, normalization, classes
+    config.json         all that the network and its input need: subnet, data, normalization, classes, and the scales
+                        that the integer network adds to the subnet's own (`supernet.integer_vit.IntegerRanges`)
     model.safetensors   the integer weight codes, scales, biases and activation scales of `SubnetViT`
     model_qdq.onnx      the same network for ONNX Runtime, see `quasar.export.onnx_qdq`
     subnet.yaml         the architecture alone, for `quasar hw estimate`
+    vectors.npz         golden vectors: codes of some training images (N, C, H, W) and of their logits (N, classes)
     cost.json           the predicted cost on the device, layer by layer, and the accelerator
     README.md           a model card
 
@@ -16,10 +18,12 @@ export leaves no bundle, at most such a folder, which can be deleted. The manife
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
+import zipfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,29 +33,38 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import yaml
+from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor
 
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import CostEstimate
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
+from hwmodel.integer_vector import Operation
 from quasar.export.card import model_card
 from quasar.export.onnx_qdq import build_qdq
 from quasar.export.optional import require
 from supernet.data.config import DataConfig
+from supernet.integer_vit import IntegerRanges, IntegerViT, find_ranges
 from supernet.standalone import SubnetViT
 from supernet.subnet import Subnet
 from supernet.validation import validate
 
-FORMAT = 1
-MANIFEST, CONFIG, WEIGHTS, ONNX, SUBNET, COST, CARD = (
+FORMAT = 2
+MANIFEST, CONFIG, WEIGHTS, ONNX, VECTORS, SUBNET, COST, CARD = (
     "manifest.json",
     "config.json",
     "model.safetensors",
     "model_qdq.onnx",
+    "vectors.npz",
     "subnet.yaml",
     "cost.json",
     "README.md",
 )
+#: all files but the manifest
+FILES = (CONFIG, WEIGHTS, ONNX, VECTORS, SUBNET, COST, CARD)
+#: images whose integer logits a bundle holds
+GOLDEN_IMAGES = 4
 _PACKAGES = ("quasar-nas", "torch", "onnx", "numpy")
 
 
@@ -101,6 +114,7 @@ class BundleConfig:
     std: tuple[float, ...]
     classes: tuple[str, ...] | None
     training_image_size: int
+    integer: IntegerRanges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +169,34 @@ class Bundle:
         module.load(state, source=str(path))
         return module.eval()
 
+    def integer_network(self) -> IntegerViT:
+        """The network in the arithmetic of the hardware; raises `DamagedInputError`."""
+        return IntegerViT.of(self.module(), self.config.integer)
+
+    def vectors(self) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+        """Golden vectors: codes of images (N, C, H, W) and of their logits (N, classes); raises `DamagedInputError`."""
+        path = self.folder / VECTORS
+        try:
+            with np.load(path) as file:
+                return file["images"], file["logits"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DamagedInputError(f"{path}: cannot be read as golden vectors ({error}); export again") from None
+
+    def operations(self) -> dict[str, list[Operation]]:
+        """All that the hardware does for the first golden image: of each layer, its operations with their integers.
+
+        Raises:
+            DamagedInputError: a file cannot be read, or the logits are not those of the golden vectors.
+        """
+        images, logits = self.vectors()
+        layers: dict[str, list[Operation]] = {}
+        computed = self.integer_network()(
+            images[:1], lambda name, operation: layers.setdefault(name, []).append(operation)
+        )
+        if not np.array_equal(computed, logits[:1]):
+            raise DamagedInputError(f"{self.folder / VECTORS}: are not the logits of this network; export again")
+        return layers
+
     def session(self) -> Any:
         """An `onnxruntime.InferenceSession` on the CPU, from "images" to "logits".
 
@@ -185,10 +227,12 @@ def target_folder_name(*, latency_ms: float | None, fps: float | None) -> str:
     raise ValueError(f"a target is either a latency or a frame rate, not latency_ms={latency_ms} and fps={fps}")
 
 
-def write_bundle(module: SubnetViT, folder: Path, *, info: BundleInfo, overwrite: bool = False) -> Path:
+def write_bundle(module: SubnetViT, folder: Path, *, info: BundleInfo, images: Tensor, overwrite: bool = False) -> Path:
     """Writes the bundle of an extracted subnet and gives its folder.
 
     Args:
+        images: normalised training images (N, C, H, W), from which the scales of the integer network come. The first
+            ones become golden vectors.
         overwrite: replace the bundle that `folder` holds, once the new one is complete.
 
     Raises:
@@ -202,7 +246,7 @@ def write_bundle(module: SubnetViT, folder: Path, *, info: BundleInfo, overwrite
             raise UsageError(f"{folder}: exists already; choose another folder or allow to overwrite it")
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder}: is no bundle (it has no {MANIFEST}), so it is not overwritten")
-    contents = _contents(module, info)
+    contents = _contents(module, info, images)
     part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same number
     try:
@@ -247,7 +291,7 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder, config=config, manifest=manifest)
 
 
-def _contents(module: SubnetViT, info: BundleInfo) -> dict[str, bytes]:
+def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, bytes]:
     """All files of a bundle by name, the manifest last: made before anything is written."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     for name, tensor in state.items():
@@ -255,6 +299,11 @@ def _contents(module: SubnetViT, info: BundleInfo) -> dict[str, bytes]:
             raise QuasarError(f"tensor '{name}' of the subnet is not finite: its training has diverged; train again")
     subnet = module.subnet
     model = build_qdq(module)
+    ranges = find_ranges(module, images)
+    network = IntegerViT.of(module, ranges)
+    golden = network.quantize_images(images[:GOLDEN_IMAGES])
+    vectors = io.BytesIO()
+    np.savez_compressed(vectors, images=golden, logits=network(golden))
     config = BundleConfig(
         format_version=FORMAT,
         subnet=subnet,
@@ -264,6 +313,7 @@ def _contents(module: SubnetViT, info: BundleInfo) -> dict[str, bytes]:
         std=info.std,
         classes=info.classes,
         training_image_size=info.training_image_size,
+        integer=ranges,
     )
     cost = {"device": info.device, "accelerator": info.accelerator.to_dict(), "cost": info.cost.to_dict()}
     card = model_card(
@@ -278,6 +328,7 @@ def _contents(module: SubnetViT, info: BundleInfo) -> dict[str, bytes]:
         CONFIG: _json_text(asdict(config) | {"subnet": subnet.to_dict()}).encode(),
         WEIGHTS: safetensors.torch.save(state),
         ONNX: model.SerializeToString(deterministic=True),
+        VECTORS: vectors.getvalue(),
         SUBNET: yaml.safe_dump(subnet.to_dict(), sort_keys=False).encode(),
         COST: _json_text(cost).encode(),
         CARD: card.encode(),
@@ -313,14 +364,14 @@ def _read_manifest(path: Path) -> Manifest:
     content, text = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise DamagedInputError(f"{path}: is not the manifest of a bundle; export again")
-    if content["format_version"] > FORMAT:
+    if content["format_version"] != FORMAT:
         raise DamagedInputError(
-            f"{path}: has bundle format {content['format_version']}, this version of Quasar reads up to {FORMAT}; "
-            "update Quasar, or export again with this version"
+            f"{path}: has bundle format {content['format_version']}, this version of Quasar reads {FORMAT}; "
+            "export again with this version, or use the one that wrote it"
         )
     content.pop("digest", None)
     manifest = validate(Manifest, content, source=str(path), error=DamagedInputError)
-    if manifest.files.keys() != {CONFIG, WEIGHTS, ONNX, SUBNET, COST, CARD} or manifest.to_text().encode() != text:
+    if manifest.files.keys() != set(FILES) or manifest.to_text().encode() != text:
         raise DamagedInputError(f"{path}: was changed after the export; export again")
     return manifest
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
-from quasar.export.bundle import load_bundle, target_folder_name, write_bundle
+from quasar.export.bundle import GOLDEN_IMAGES, load_bundle, target_folder_name, write_bundle
+from supernet.lowering import lower
 from supernet.subnet import Subnet
 
 FILES = (
@@ -23,6 +24,7 @@ FILES = (
     "model.safetensors",
     "model_qdq.onnx",
     "subnet.yaml",
+    "vectors.npz",
 )
 
 
@@ -31,7 +33,7 @@ def exported(make_module, make_info, subnets, tmp_path_factory):
     """A module, its calibration images, and the folder of its bundle; tests that change the folder copy it."""
     module, x = make_module(subnets[0])
     folder = tmp_path_factory.mktemp("export") / "latency-5ms"
-    return module, x, write_bundle(module, folder, info=make_info(module.subnet))
+    return module, x, write_bundle(module, folder, info=make_info(module.subnet), images=x)
 
 
 @pytest.fixture
@@ -48,12 +50,39 @@ def test_a_bundle_gives_the_same_network_back(exported):
         assert torch.equal(bundle.module()(x), expected)
     (logits,) = bundle.session().run(["logits"], {"images": x.numpy()})
     assert (logits.argmax(axis=1) == expected.numpy().argmax(axis=1)).mean() > 0.9
+    network = bundle.integer_network()
+    codes = network.quantize_images(x)
+    assert (network(codes).argmax(axis=1) == expected.numpy().argmax(axis=1)).mean() > 0.9
+    images, golden = bundle.vectors()
+    np.testing.assert_array_equal(images, codes[: len(images)])
+    np.testing.assert_array_equal(golden, network(images))
+    assert len(images) == GOLDEN_IMAGES
+
+
+def test_the_operations_of_a_bundle_are_those_of_its_workload(exported):
+    bundle = load_bundle(exported[2])
+    layers = bundle.operations()
+    workload = lower(bundle.config.subnet)
+    assert {name: len(own) for name, own in layers.items()} == {
+        layer.name: layer.count for layer in (*workload.gemms, *workload.vectors)
+    }
+
+
+def test_golden_vectors_of_another_network_are_refused(copy):
+    bundle = load_bundle(copy)
+    images, logits = bundle.vectors()
+    np.savez(copy / "vectors.npz", images=images, logits=logits + 1)
+    with pytest.raises(DamagedInputError, match=r"vectors\.npz: are not the logits of this network; export again"):
+        bundle.operations()
+    (copy / "vectors.npz").write_bytes(b"?")
+    with pytest.raises(DamagedInputError, match=r"vectors\.npz: cannot be read as golden vectors"):
+        bundle.operations()
 
 
 @pytest.mark.parametrize("layer_scale", [0.1, None])
 def test_layer_scale_is_remembered(make_module, make_info, subnets, tmp_path, layer_scale):
     module, x = make_module(subnets[1], layer_scale=layer_scale)
-    bundle = load_bundle(write_bundle(module, tmp_path / "deep" / "bundle", info=make_info(module.subnet)))
+    bundle = load_bundle(write_bundle(module, tmp_path / "deep" / "bundle", info=make_info(module.subnet), images=x))
     assert bundle.config.layer_scale == (layer_scale is not None)
     with torch.no_grad():
         assert torch.equal(bundle.module()(x), module(x))
@@ -134,8 +163,8 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
 
 def test_a_newer_format_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2, "news": 1}))
-    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 2, .* reads up to 1"):
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3, "news": 1}))
+    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 3, .* reads 2"):
         load_bundle(copy)
 
 
@@ -160,10 +189,10 @@ def test_weights_that_change_after_loading_are_named(copy):
 def test_an_existing_folder_is_replaced_only_on_request(exported, make_info, copy):
     module, info = exported[0], make_info(exported[0].subnet, test_accuracy=0.25)
     with pytest.raises(UsageError, match="exists already"):
-        write_bundle(module, copy, info=info)
+        write_bundle(module, copy, info=info, images=exported[1])
     assert load_bundle(copy).manifest.test_accuracy == 0.5
     (copy / "notes.txt").touch()
-    write_bundle(module, copy, info=info, overwrite=True)
+    write_bundle(module, copy, info=info, images=exported[1], overwrite=True)
     assert load_bundle(copy).manifest.test_accuracy == 0.25
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
@@ -171,7 +200,7 @@ def test_an_existing_folder_is_replaced_only_on_request(exported, make_info, cop
 def test_what_is_no_bundle_is_never_replaced(exported, make_info, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match="no bundle"):
-        write_bundle(exported[0], tmp_path, info=make_info(exported[0].subnet), overwrite=True)
+        write_bundle(exported[0], tmp_path, info=make_info(exported[0].subnet), images=exported[1], overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -179,7 +208,7 @@ def test_what_is_no_bundle_is_never_replaced(exported, make_info, tmp_path):
 @pytest.mark.parametrize("step", ["third file", "last rename"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_failed_export_leaves_nothing(exported, make_info, tmp_path, monkeypatch, failure, step, old):
-    module, _, source = exported
+    module, x, source = exported
     folder = tmp_path / "export" / "bundle"
     if old:
         shutil.copytree(source, folder)
@@ -198,7 +227,7 @@ def test_a_failed_export_leaves_nothing(exported, make_info, tmp_path, monkeypat
     monkeypatch.setattr(*((os, "fsync", fail_to_sync) if step == "third file" else (Path, "rename", fail_to_rename)))
     is_full_disk = isinstance(failure, OSError)
     with pytest.raises(QuasarError if is_full_disk else KeyboardInterrupt) as caught:
-        write_bundle(module, folder, info=make_info(module.subnet), overwrite=True)
+        write_bundle(module, folder, info=make_info(module.subnet), images=x, overwrite=True)
     if is_full_disk:
         assert re.fullmatch(r".*bundle: cannot be written: No space left on device; .*", str(caught.value))
     assert [path.name for path in folder.parent.iterdir()] == ([folder.name] if old else [])
@@ -209,14 +238,14 @@ def test_a_failed_export_leaves_nothing(exported, make_info, tmp_path, monkeypat
 def test_a_folder_that_cannot_be_made_is_one_line(exported, make_info, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(QuasarError, match="cannot be written"):
-        write_bundle(exported[0], tmp_path / "file" / "bundle", info=make_info(exported[0].subnet))
+        write_bundle(exported[0], tmp_path / "file" / "bundle", info=make_info(exported[0].subnet), images=exported[1])
 
 
 def test_weights_that_are_not_finite_are_refused(make_module, make_info, subnets, tmp_path):
-    module, _ = make_module(subnets[0])
+    module, x = make_module(subnets[0])
     module.blocks[0].norm1.weight[0] = torch.nan
     with pytest.raises(QuasarError, match=r"'blocks\.0\.norm1\.weight' of the subnet is not finite"):
-        write_bundle(module, tmp_path / "bundle", info=make_info(module.subnet))
+        write_bundle(module, tmp_path / "bundle", info=make_info(module.subnet), images=x)
     assert not any(tmp_path.iterdir())
 
 
@@ -230,7 +259,7 @@ def test_without_onnxruntime_the_pip_command_is_named(exported, monkeypatch):
 def test_numbers_of_any_kind_survive_the_manifest(exported, make_info, tmp_path):
     module = exported[0]
     info = make_info(module.subnet, latency_ms=None, fps=1000, val_accuracy=1, test_accuracy=None, classes=None)
-    bundle = load_bundle(write_bundle(module, tmp_path / "bundle", info=info))
+    bundle = load_bundle(write_bundle(module, tmp_path / "bundle", info=info, images=exported[1]))
     assert (bundle.manifest.fps, bundle.manifest.val_accuracy, bundle.config.classes) == (1000, 1, None)
     assert "at least 1000 frames per second" in (bundle.folder / "README.md").read_text()
 
@@ -239,7 +268,7 @@ def test_an_accelerator_that_does_not_fit_is_not_passed_over(exported, make_info
     module = exported[0]
     info = make_info(module.subnet)
     info = dataclasses.replace(info, cost=dataclasses.replace(info.cost, violations=("dsp 9 exceeds 8",)))
-    folder = write_bundle(module, tmp_path / "bundle", info=info)
+    folder = write_bundle(module, tmp_path / "bundle", info=info, images=exported[1])
     assert "| Does not fit | dsp 9 exceeds 8 |" in (folder / "README.md").read_text()
 
 

@@ -38,7 +38,7 @@ def exported(make_module, make_info, split, tmp_path_factory):
     mean, std = split.normalization
     bundles = []
     for subnet in (SPACE.smallest(), SPACE.largest()):
-        module, _ = make_module(subnet, space=SPACE)
+        module, x = make_module(subnet, space=SPACE)
         info = make_info(
             subnet,
             training_image_size=16,
@@ -47,7 +47,7 @@ def exported(make_module, make_info, split, tmp_path_factory):
             data_digests={"test": split.digest},
             test_accuracy=evaluate(module, split, batch_size=100).accuracy,
         )
-        path = write_bundle(module, folder / str(subnet.image_size), info=info)
+        path = write_bundle(module, folder / str(subnet.image_size), info=info, images=x)
         bundles.append(load_bundle(path))
     return bundles
 
@@ -59,6 +59,7 @@ def test_both_models_are_compared_over_the_whole_split(exported, split, index):
     assert report.images == len(split) == seen[-1][0] == seen[-1][1]
     assert report.torch_accuracy == evaluate(bundle.module(), split, batch_size=50).accuracy
     assert report.agreement >= 0.99
+    assert report.integer_agreement >= 0.95
     assert 0 <= report.mean_logit_difference < 0.005
     assert report.mean_logit_difference <= report.max_logit_difference
     assert report.passed == (abs(report.onnx_accuracy - report.torch_accuracy) <= 0.003)
@@ -79,7 +80,12 @@ def test_an_accuracy_of_other_images_is_not_compared(exported, split):
 def test_the_verdict_follows_the_difference(exported, split):
     report = verify_bundle(exported[0], split)
     for onnx_accuracy, passed in ((0.503, True), (0.4971, True), (0.5031, False), (0.49, False)):
-        judged = dataclasses.replace(report, torch_accuracy=0.5, onnx_accuracy=onnx_accuracy)
+        judged = dataclasses.replace(report, torch_accuracy=0.5, onnx_accuracy=onnx_accuracy, integer_accuracy=0.5)
+        assert judged.passed == passed
+    for images, integer_accuracy, passed in ((1000, 0.503, True), (1000, 0.4969, False), (100, 0.52, True)):
+        judged = dataclasses.replace(
+            report, images=images, torch_accuracy=0.5, onnx_accuracy=0.5, integer_accuracy=integer_accuracy
+        )
         assert judged.passed == passed
 
 
