@@ -6,8 +6,9 @@ Latency is that of one image, from its first load to its last result; frames do 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from functools import partial
 from itertools import chain, repeat
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.cycles import BOUNDS, GemmTerms, vector_cycles
 from hwmodel.device import Device
-from hwmodel.energy import energy_mj
+from hwmodel.energy import energy_counts, energy_mj
 from hwmodel.resources import Resources, demands, resources_of
 from hwmodel.workload import IntArray, Population, Workload
 
@@ -36,6 +37,10 @@ class LayerCost(NamedTuple):
     macs: int
     weight_bytes: int
     bound: str
+
+
+#: what `LayerCost._make` does, without a call of Python for each layer
+_layer_cost = partial(tuple.__new__, LayerCost)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,49 +122,49 @@ class FpgaCostModel:
     def estimate_many(self, population: Population) -> CostBatch:
         """The costs of N networks; raises `UsageError` for bits or operations that the accelerator lacks."""
         terms = GemmTerms(self._columns, population)
-        return self._batch(terms, terms.cycles(), vector_cycles(self._columns, population))
+        of_gemms, of_vectors = energy_counts(terms)
+        cycles = population.gemm_totals(terms.cycles()[0])
+        cycles += population.vector_totals(vector_cycles(self._columns, population)[0])
+        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
+        g, config = population.gemms, self.accelerator
+        fits = population.gemm_totals(((g.tokens > config.max_tokens) & (g.count > 0))[0]) == 0
+        if config.activations == "onchip":
+            fits &= population.activation_bytes() <= config.activation_buffer_bytes
+        sums = population.gemm_totals(of_gemms), population.vector_totals(of_vectors[0])
+        return CostBatch(
+            cycles=cycles,
+            latency_ms=latency_ms,
+            energy_mj=energy_mj(terms, *sums, self.device.energy, latency_ms),
+            fits=fits,
+        )
 
     def estimate(self, workload: Workload) -> CostEstimate:
         """The cost of one network: the same numbers as its entry of `estimate_many`; same errors."""
         population = Population.of(workload)
         terms = GemmTerms(self._columns, population)
         gemms, vectors = terms.cycles(), vector_cycles(self._columns, population)
-        batch = self._batch(terms, gemms, vectors)
+        of_gemms, of_vectors = energy_counts(terms)
+        # Plain numbers from here on: for one network they are faster than arrays, and give the same results.
+        cycles = int(gemms.sum() + vectors.sum())
+        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
+        sums = of_gemms.sum(axis=1).tolist(), int(of_vectors.sum())
         g, v = population.gemms, population.vectors
-        weight_bits = g.weight_bits(high_bits=workload.high_bits, low_bits=workload.low_bits)
-        of_gemms = (gemms, g.macs(), -(-weight_bits // 8))
-        bounds = [BOUNDS[index] for index in terms.bounds()[0].tolist()]
+        macs_high, macs_low, _, _, _, weight_bits = of_gemms
+        figures = (gemms[0], macs_high + macs_low, -(-weight_bits // 8))
+        bounds = [BOUNDS[index] for index in terms.bounds().tolist()]
         none = [0] * len(v.names)
-        rows: Iterable[tuple[Any, ...]] = chain(
-            zip(g.names, g.kinds, *(figures[0].tolist() for figures in of_gemms), bounds, strict=True),
+        layers = chain(
+            zip(g.names, g.kinds, *(figure.tolist() for figure in figures), bounds, strict=True),
             zip(v.names, v.kinds, vectors[0].tolist(), none, none, repeat("vector"), strict=False),
         )
         return CostEstimate(
             workload=workload.name,
-            latency_ms=float(batch.latency_ms[0]),
-            cycles=int(batch.cycles[0]),
-            layers=tuple(map(LayerCost._make, rows)),
-            resources=self.resources,
-            energy_mj=float(batch.energy_mj[0]),
-            violations=self._violations if batch.fits[0] else (*self._violations, *self._overflows(workload)),
-        )
-
-    def _batch(self, terms: GemmTerms, gemms: IntArray, vectors: IntArray) -> CostBatch:
-        """The costs of N networks from their terms and the cycles of single layers, (1, G) and (1, V)."""
-        population = terms.population
-        cycles = population.gemm_totals(gemms[0]) + population.vector_totals(vectors[0])
-        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
-        g, fits = population.gemms, np.ones(len(population), dtype=bool)
-        if g.tokens.max(initial=0) > self.accelerator.max_tokens:
-            too_long = (g.tokens > self.accelerator.max_tokens) & (g.count > 0)
-            fits = population.gemm_totals(too_long[0]) == 0
-        if self.accelerator.activations == "onchip":
-            fits &= population.activation_bytes() <= self.accelerator.activation_buffer_bytes
-        return CostBatch(
-            cycles=cycles,
             latency_ms=latency_ms,
-            energy_mj=energy_mj(terms, self.device.energy, latency_ms),
-            fits=fits,
+            cycles=cycles,
+            layers=tuple(map(_layer_cost, layers)),
+            resources=self.resources,
+            energy_mj=energy_mj(terms, *sums, self.device.energy, latency_ms),
+            violations=(*self._violations, *self._overflows(workload)),
         )
 
     def _overflows(self, workload: Workload) -> list[str]:
@@ -170,7 +175,7 @@ class FpgaCostModel:
                 f"activation bytes {workload.activation_bytes} exceed {config.activation_buffer_bytes} "
                 "(activation_buffer_bytes)"
             )
-        largest = max(workload.gemms, key=lambda gemm: gemm.tokens, default=None)
+        largest = max(workload.gemms, key=attrgetter("tokens"), default=None)
         if largest is not None and largest.tokens > config.max_tokens:
             sentences.append(f"tokens {largest.tokens} of {largest.name} exceed {config.max_tokens} (max_tokens)")
         return sentences

@@ -152,8 +152,7 @@ class GemmTerms:
         self.accelerator, self.population = accelerator, population
         self.k_tiles = ceil_div(g.inputs, a.array_inputs)
         self.issue = np.maximum(g.tokens, LEAST_STEP_CYCLES)
-        tile_bits = 8 * g.tokens * a.array_inputs
-        self.activations = a.ddr_activations * ceil_div(tile_bits, a.activation_stream_bits)
+        self.activations = a.ddr_activations * ceil_div(g.tokens * (8 * a.array_inputs), a.activation_stream_bits)
         self.latency = array_latency(a)
         self._least_step = np.maximum(self.issue, self.activations)
         self._other_k_tiles = self.k_tiles - 1
@@ -169,9 +168,9 @@ class GemmTerms:
         once = (
             COMMAND_CYCLES
             + np.where(some_h, high.first, low.first)
-            + np.maximum(high.tiles - 1, 0) * np.maximum(high.later, after_h)
+            + (high.tiles - some_h) * np.maximum(high.later, after_h)
             + (some_h & some_l) * np.maximum(low.later, after_h)
-            + np.maximum(low.tiles - 1, 0) * np.maximum(low.later, after_l)
+            + (low.tiles - some_l) * np.maximum(low.later, after_l)
             + np.where(some_l, after_l, after_h)
             + OUTPUT_CYCLES
         )
@@ -180,7 +179,7 @@ class GemmTerms:
         return np.asarray(once * (busy * g.count), dtype=np.int64)
 
     def bounds(self) -> IntArray:
-        """What each product waits for most, as an index of `BOUNDS`, (1, G), or (C, G) with columns of shape (C, 1).
+        """What each product waits for most on one accelerator, as an index of `BOUNDS`, shape (G,).
 
         It is the part that would be busiest if nothing else existed.
         """
@@ -193,7 +192,7 @@ class GemmTerms:
             all_tiles * self.activations,
             high.tiles * high.drain + low.tiles * low.drain,
         ]
-        return np.asarray(np.stack(busy).argmax(axis=0))
+        return np.asarray(np.concatenate(busy).argmax(axis=0))
 
     def _row_tiles(self, a: AcceleratorColumns, population: Population, tiles: IntArray, *, bits: int) -> _RowTiles:
         rows = a.rows_per_dsp(bits) * a.array_rows

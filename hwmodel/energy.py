@@ -16,45 +16,59 @@ Every constant belongs to the device, with its source. Left out: clock tree, rou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.accelerator import NARROW_BITS
 from hwmodel.cycles import VECTOR_TIMING, GemmTerms
 from hwmodel.device import EnergyConstants
+from hwmodel.workload import IntArray
 
 
-def energy_mj(terms: GemmTerms, constants: EnergyConstants, latency_ms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Energy of each workload of the population of `terms` on their (one) accelerator.
-
-    Args:
-        terms: the terms of the cycle model for the population.
-        constants: the energies of the device.
-        latency_ms: shape (N,).
+def energy_counts(terms: GemmTerms) -> tuple[IntArray, IntArray]:
+    """What takes energy in each layer, as whole numbers that add up exactly, in whatever order.
 
     Returns:
-        Millijoules, shape (N,).
+        For the products (6, G): MACs of high and of low rows; codes (of `act_bits`) read and written; codes read as the
+        second operand of attention; 32-bit sums read and written; bits of stored weights. For the vector operations
+        (1, V): codes read and written.
     """
     population = terms.population
     g, v = population.gemms, population.vectors
     loads, rows = g.inputs * g.count, g.rows_high + g.rows_low
     columns, results = g.tokens * loads, g.tokens * g.count * rows
+    of_gemms = [
+        columns * g.rows_high,
+        columns * g.rows_low,
+        columns * (terms.high.tiles + terms.low.tiles) + results,
+        loads * rows * ~g.stored,
+        2 * results * terms.k_tiles,
+        g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
+    ]
     passes = np.array([VECTOR_TIMING[kind][0] for kind in v.kinds], dtype=np.int64)
-    moved_by_vectors = 2 * passes * v.tokens * v.width * v.count
-    # Whole numbers, so that they add up exactly in whatever order; codes have `act_bits`, sums 32 bits.
-    macs_high, macs_low, moved_codes, second_operand_codes, moved_sums, weight_bits = population.gemm_totals(
-        np.concatenate(
-            [
-                columns * g.rows_high,
-                columns * g.rows_low,
-                columns * (terms.high.tiles + terms.low.tiles) + results,
-                loads * rows * ~g.stored,
-                2 * results * terms.k_tiles,
-                g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
-            ]
-        )
-    )
-    vector_codes = population.vector_totals(moved_by_vectors[0])
+    return np.concatenate(of_gemms), 2 * passes * v.tokens * v.width * v.count
+
+
+def energy_mj(
+    terms: GemmTerms, of_gemms: Iterable[Any], vector_codes: Any, constants: EnergyConstants, latency_ms: Any
+) -> Any:
+    """Energy in millijoules of networks on the one accelerator of `terms`.
+
+    Args:
+        terms: the terms of the cycle model for these networks.
+        of_gemms: the six counts of products by `energy_counts`, added up: whole numbers of one network, or of N
+            networks as arrays (N,).
+        vector_codes: the count of vector operations likewise.
+        constants: the energies of the device.
+        latency_ms: likewise a number, or an array (N,).
+
+    Returns:
+        A number, or an array (N,).
+    """
+    population = terms.population
+    macs_high, macs_low, moved_codes, second_operand_codes, moved_sums, weight_bits = of_gemms
     buffer_bits = (moved_codes + vector_codes) * population.act_bits + 32 * moved_sums
     activation_bits = terms.accelerator.ddr_activations * (moved_codes + second_operand_codes) * population.act_bits
     memory_bytes = -(-weight_bits // 8) + activation_bits / 8
@@ -64,7 +78,7 @@ def energy_mj(terms: GemmTerms, constants: EnergyConstants, latency_ms: NDArray[
         + buffer_bits / 8 * constants.buffer_pj_per_byte
         + memory_bytes * constants.ddr_pj_per_byte
     )
-    return np.asarray(picojoules * 1e-9 + constants.static_w * latency_ms)
+    return picojoules * 1e-9 + constants.static_w * latency_ms
 
 
 def _mac_pj(bits: int, constants: EnergyConstants) -> float:

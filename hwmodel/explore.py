@@ -81,7 +81,7 @@ def explore(
     clock = device.clock_mhz if clock_mhz is None else clock_mhz
     if clock > device.max_clock_mhz:
         raise UsageError(f"clock_mhz {clock:g} exceeds {device.max_clock_mhz:g}, the most that {device.name} supports")
-    grid = _grid(workloads, device, clock_mhz=clock, backend=backend, array=array, activations=activations)
+    grid = design_grid(workloads, device, clock_mhz=clock, backend=backend, array=array, activations=activations)
     columns = grid.columns()
     # How full the most exceeded limit is, for every design: above 1, the design does not fit.
     fullness = np.max([grid.flat(_fullness(demand)) for demand in demands(columns, device)], axis=0)
@@ -132,15 +132,16 @@ def best_accelerator(
     return points[0].accelerator
 
 
-def _grid(
+def design_grid(
     workloads: Sequence[Workload],
     device: Device,
     *,
     clock_mhz: float,
-    backend: str | None,
-    array: tuple[int, int] | None,
-    activations: str,
-) -> _Grid:
+    backend: str | None = None,
+    array: tuple[int, int] | None = None,
+    activations: str = "onchip",
+) -> DesignGrid:
+    """All designs that `explore` compares, whether they fit or not; same arguments and errors."""
     if activations not in ACTIVATION_PLACES:
         raise unknown_name("activations", activations, ACTIVATION_PLACES)
     # Shapes beyond the part's DSPs cannot fit; the smallest stays, to say by how much nothing does.
@@ -180,11 +181,11 @@ def _grid(
     first: dict[str, Any] = {"clock_mhz": clock_mhz, "activations": activations, "max_tokens": tokens}
     for choices in axes:
         first |= choices[0]
-    return _Grid(first=AcceleratorConfig(**first), axes=axes)
+    return DesignGrid(first=AcceleratorConfig(**first), axes=axes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Grid:
+class DesignGrid:
     """All combinations of one choice on each axis, in the order of `itertools.product`.
 
     `first` has the first choice everywhere. A choice sets some keys, and no key is set by two axes.
@@ -197,6 +198,11 @@ class _Grid:
     def shape(self) -> tuple[int, ...]:
         """The number of choices on each axis."""
         return tuple(len(choices) for choices in self.axes)
+
+    @property
+    def size(self) -> int:
+        """The number of designs."""
+        return math.prod(self.shape)
 
     def config(self, index: int) -> AcceleratorConfig:
         """The design at a position of the flattened grid."""
@@ -231,7 +237,7 @@ def _fullness(demand: Demand) -> FloatLike:
     return np.where(np.asarray(demand.used) > 0, np.inf, 0.0)
 
 
-def _cycles(grid: _Grid, accelerators: AcceleratorColumns, workload: Workload) -> IntArray:
+def _cycles(grid: DesignGrid, accelerators: AcceleratorColumns, workload: Workload) -> IntArray:
     """Cycles of one workload, to be broadcast to the grid and a last axis of size 1."""
     population = Population.of(_merged(workload))
     vectors = vector_cycles(accelerators, population).sum(axis=-1, keepdims=True)

@@ -240,14 +240,14 @@ class Population:
 
     def gemm_totals(self, figures: IntArray) -> IntArray:
         """A figure of each product, (..., G), added up for each network in exact integers, (..., N)."""
-        return self._totals(_sums(figures, self.gemm_starts))
+        return self._totals(figures, self.gemm_starts)
 
     def vector_totals(self, figures: IntArray) -> IntArray:
         """A figure of each vector operation, (..., V), added up for each network in exact integers, (..., N)."""
-        return self._totals(_sums(figures, self.vector_starts))
+        return self._totals(figures, self.vector_starts)
 
-    def _totals(self, of_parts: IntArray) -> IntArray:
-        return np.asarray(of_parts.take(self.parts, axis=-1).sum(axis=-1))
+    def _totals(self, figures: IntArray, starts: IntArray) -> IntArray:
+        return np.asarray(_sums(figures, starts).take(self.parts, axis=-1).sum(axis=-1))
 
     def activation_bytes(self) -> IntArray:
         """The largest amount of activations alive at once in each network, shape (N,)."""
@@ -265,8 +265,6 @@ class Population:
 
 def _sums(figures: IntArray, starts: IntArray) -> IntArray:
     """The sums of `figures` (..., L) from each start to the next, shape (..., U); a part may be empty."""
-    if len(starts) == 2:
-        return np.asarray(figures.sum(axis=-1, keepdims=True))
     running = np.zeros((*figures.shape[:-1], figures.shape[-1] + 1), dtype=np.int64)
     np.cumsum(figures, axis=-1, out=running[..., 1:])
     ends = running[..., starts]

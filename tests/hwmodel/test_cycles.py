@@ -136,5 +136,5 @@ def test_vector_operations_by_hand(config, workload):
 )
 def test_bounds(*, config, gemm, workload, changes, shape, bound):
     columns = AcceleratorColumns.one(config(**changes))
-    [[index]] = GemmTerms(columns, Population.of(workload(gemm(*shape)))).bounds()
+    [index] = GemmTerms(columns, Population.of(workload(gemm(*shape)))).bounds()
     assert BOUNDS[index] == bound

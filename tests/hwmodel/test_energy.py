@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 
 from hwmodel.accelerator import AcceleratorColumns
 from hwmodel.cycles import GemmTerms
 from hwmodel.device import EnergyConstants
-from hwmodel.energy import energy_mj
+from hwmodel.energy import energy_counts, energy_mj
 from hwmodel.workload import Population, VectorOp
 
 NOTHING = {
@@ -14,6 +13,13 @@ NOTHING = {
     "ddr_pj_per_byte": 0,
     "static_w": 0,
 }
+
+
+def energy_of(config, network, *, latency_ms=0.0, **constants):
+    terms = GemmTerms(AcceleratorColumns.one(config), Population.of(network))
+    of_gemms, of_vectors = energy_counts(terms)
+    constants = EnergyConstants(**NOTHING | constants)
+    return energy_mj(terms, of_gemms.sum(axis=1).tolist(), int(of_vectors.sum()), constants, latency_ms)
 
 
 @pytest.mark.parametrize(
@@ -30,30 +36,19 @@ NOTHING = {
 )
 def test_counts_by_hand(*, config, gemm, workload, constant, activations, expected):
     network = workload(gemm(10, 8, 4, 7), vectors=[VectorOp(name="s", kind="softmax", tokens=5, width=6)])
-    energy = energy_mj(
-        GemmTerms(AcceleratorColumns.one(config(activations=activations)), Population.of(network)),
-        EnergyConstants(**{**NOTHING, constant: 1}),
-        np.array([0.0]),
-    )
-    assert energy == pytest.approx([expected * 1e-9])
+    energy = energy_of(config(activations=activations), network, **{constant: 1})
+    assert energy == pytest.approx(expected * 1e-9)
 
 
 def test_the_second_operand_of_attention_comes_from_where_activations_live(config, gemm, workload):
     network = workload(gemm(10, 8, 4, count=2, stored=False))
-    constants = EnergyConstants(**{**NOTHING, "ddr_pj_per_byte": 1})
 
     def bytes_moved(activations):
-        terms = GemmTerms(AcceleratorColumns.one(config(activations=activations)), Population.of(network))
-        return energy_mj(terms, constants, np.array([0.0]))[0] * 1e9
+        return energy_of(config(activations=activations), network, ddr_pj_per_byte=1) * 1e9
 
     assert bytes_moved("onchip") == 0
     assert bytes_moved("ddr") == pytest.approx(2 * (10 * 8 + 8 * 4 + 10 * 4))
 
 
 def test_static_power_times_latency(config, workload):
-    energy = energy_mj(
-        GemmTerms(AcceleratorColumns.one(config()), Population.of(workload())),
-        EnergyConstants(**{**NOTHING, "static_w": 0.5}),
-        np.array([4.0]),
-    )
-    assert energy.tolist() == [2.0]
+    assert energy_of(config(), workload(), latency_ms=4.0, static_w=0.5) == 2.0
