@@ -11,7 +11,10 @@ from hwmodel.errors import UsageError
 from quasar.command import CheckFailedError, Debug, Json, command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from hwmodel.accelerator import AcceleratorConfig
+    from hwmodel.integer_vector import Operation
     from hwmodel.roofline import Roofline
     from hwmodel.workload import Workload
 
@@ -168,7 +171,7 @@ def explore(
 @command
 def simulate(
     what: Annotated[
-        str | None, typer.Argument(help="Subnet file, bundle or timm ViT, each of whose products is simulated.")
+        str | None, typer.Argument(help="Subnet file, bundle or timm ViT, each of whose operations is simulated.")
     ] = None,
     *,
     gemm: Annotated[
@@ -177,8 +180,12 @@ def simulate(
     rows8: Annotated[
         int | None, typer.Option(help="Of --gemm: how many of the rows have 8 bits; by default all.")
     ] = None,
-    array: Annotated[str, typer.Option(help="DSP array as ROWSxINPUTS.")] = "8x8",
+    bundle: Annotated[
+        Path | None, typer.Option(help="An exported subnet with its own integers, on its accelerator or --array.")
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="DSP array as ROWSxINPUTS; by default 8x8.")] = None,
     backend: Annotated[str, typer.Option("--backend", help="dual or atomic.")] = "dual",
+    lanes: Annotated[int, typer.Option(help="Lanes of the vector unit.")] = 8,
     activations: Activations = "onchip",
     stream_bits: Annotated[
         int, typer.Option(help="Width of the streams of weights and results, bits per cycle.")
@@ -192,50 +199,63 @@ def simulate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Run products on the RTL in simulation, with random codes, against the cycle model and the integer reference."""
-    from dataclasses import asdict
+    """Run operations on the RTL in simulation, against the cycle model and the integer reference.
 
-    import numpy as np
+    Those of a subnet file or a timm ViT have random codes, one operation for each different shape. Those of a bundle
+    are all that it does for one image, with the integers that it does it with.
+    """
+    from dataclasses import asdict, replace
 
-    from hwmodel.integer import IntegerGemm
     from hwmodel.rtl_build import find_simulator
-    from hwmodel.simulate import SimulationJob, engine_config
-    from hwmodel.simulate import simulate as run_simulation
+    from hwmodel.simulate import engine_config
+    from quasar.rtl_check import check_layers, random_layers
 
-    if (what is None) == (gemm is None):
-        raise UsageError("give either a network or --gemm")
-    shapes = _product_shapes(what, ratio) if what is not None else _one_shape(str(gemm), rows8)
-    config = engine_config(
-        array=_array(array) or (8, 8),
-        backend=backend,
-        activations=activations,
-        stream_bits=stream_bits,
-        shapes=[(tokens, inputs) for tokens, inputs, _, _ in shapes.values()],
-    )
-    rng = np.random.default_rng(seed)
-    jobs = [
-        SimulationJob(
-            gemm=IntegerGemm.random(rng, tokens=tokens, inputs=inputs, rows_high=high, rows_low=low),
-            stall=stall,
-            seed=seed,
+    if [what, gemm, bundle].count(None) != 2:
+        raise UsageError("give one of a network, --gemm and --bundle")
+    if what is not None and (Path(what) / "manifest.json").is_file():
+        bundle = Path(what)
+    config = None
+    if bundle is not None:
+        from quasar.export.bundle import load_bundle
+
+        layers = load_bundle(bundle).operations()
+        if array is None:
+            config = _read_accelerator(bundle / "cost.json")[1]
+    else:
+        workload = _one_product(gemm, rows8) if gemm is not None else _workload(str(what), ratio)
+        layers = random_layers(workload, seed=seed)
+    if config is None:
+        config = replace(
+            engine_config(
+                array=_array(array) or (8, 8),
+                backend=backend,
+                activations=activations,
+                stream_bits=stream_bits,
+                shapes=_product_shapes(layers),
+            ),
+            vector_lanes=lanes,
         )
-        for tokens, inputs, high, low in shapes.values()
-    ]
-    results = dict(zip(shapes, run_simulation(config, jobs, simulator=simulator), strict=True))
+    results = check_layers(layers, config, stall=stall, seed=seed, simulator=simulator)
+    predicted, simulated = (
+        sum(getattr(r, key) for r in results.values()) for key in ("predicted_cycles", "simulated_cycles")
+    )
     if not as_json:
-        print(f"{'product':20} {'tokens':>6} {'inputs':>6} {'rows 8+4 bit':>13} ", end="")
-        print(f"{'predicted':>10} {'simulated':>10} {'wrong':>6}")
-        for name, (tokens, inputs, high, low) in shapes.items():
-            result = results[name]
+        print(f"{'layer':20} {'runs':>4} {'shape':>22} {'predicted':>10} {'simulated':>10} {'wrong':>6}")
+        for name, r in results.items():
             print(
-                f"{name:20} {tokens:6} {inputs:6} {f'{high}+{low}':>13} {result.predicted_cycles:10,} "
-                f"{result.simulated_cycles:10,} {result.mismatching_outputs:6}"
+                f"{name:20} {r.executions:4} {r.shape:>22} {r.predicted_cycles:10,} {r.simulated_cycles:10,} "
+                f"{r.mismatching_outputs:6}"
             )
-        print(f"array {array} {backend}, {sum(r.outputs for r in results.values()):,} outputs compared")
-        print(f"simulated with {find_simulator(simulator).name}")
+        print(f"{'all':20} {'':4} {'':>22} {predicted:10,} {simulated:10,}")
+        print(
+            f"array {config.array_rows}x{config.array_inputs} {config.backend}, {config.vector_lanes} lanes, "
+            f"{sum(r.outputs for r in results.values()):,} outputs compared, with {find_simulator(simulator).name}"
+        )
     document = {
         "accelerator": config.to_dict(),
-        "products": {name: asdict(result) for name, result in results.items()},
+        "layers": {name: asdict(result) for name, result in results.items()},
+        "predicted_cycles": predicted,
+        "simulated_cycles": simulated,
     }
     wrong = [name for name, r in results.items() if r.mismatching_outputs]
     late = [name for name, r in results.items() if not stall and r.predicted_cycles != r.simulated_cycles]
@@ -247,15 +267,17 @@ def simulate(
     return document
 
 
-def _product_shapes(what: str, ratio: float) -> dict[str, tuple[int, int, int, int]]:
-    """Tokens, inputs, 8-bit and 4-bit rows of each different product of a network, named by its first layer."""
-    shapes: dict[tuple[int, int, int, int], str] = {}
-    for layer in _workload(what, ratio).gemms:
-        shapes.setdefault((layer.tokens, layer.inputs, layer.rows_high, layer.rows_low), layer.name)
-    return {name: shape for shape, name in shapes.items()}
+def _product_shapes(layers: Mapping[str, Sequence[Operation]]) -> list[tuple[int, int]]:
+    """Tokens and inputs of all products; of vector operations, their rows, which need as many accumulators."""
+    from hwmodel.integer import IntegerGemm
+
+    operations = [operation for own in layers.values() for operation in own]
+    return [(o.tokens, o.inputs) if isinstance(o, IntegerGemm) else (o.rows, 1) for o in operations]
 
 
-def _one_shape(text: str, rows8: int | None) -> dict[str, tuple[int, int, int, int]]:
+def _one_product(text: str, rows8: int | None) -> Workload:
+    from hwmodel.workload import Gemm, Workload
+
     sizes = text.lower().split("x")
     if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
         raise UsageError(f"--gemm must look like 17x64x96 (tokens, inputs, rows), not '{text}'")
@@ -263,7 +285,8 @@ def _one_shape(text: str, rows8: int | None) -> dict[str, tuple[int, int, int, i
     high = rows if rows8 is None else rows8
     if not 0 <= high <= rows:
         raise UsageError(f"--rows8 must be from 0 to the {rows} rows of --gemm, not {rows8}")
-    return {"gemm": (tokens, inputs, high, rows - high)}
+    product = Gemm(name="gemm", kind="gemm", tokens=tokens, inputs=inputs, rows_high=high, rows_low=rows - high)
+    return Workload(name="gemm", gemms=(product,), vectors=(), activation_bytes=0)
 
 
 @hw_app.command()

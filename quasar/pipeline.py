@@ -35,6 +35,8 @@ from supernet.subnet import Subnet
 from supernet.train import steps_per_epoch, train
 from supernet.vit import SupernetViT
 
+#: training images from which the scales of an exported integer network come
+CALIBRATION_IMAGES = 256
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 
 
@@ -56,6 +58,7 @@ def check_names(config: RunConfig) -> None:
     """Raises `UsageError` for unknown names of devices, data sets, algorithms and operators, before any work."""
     from supernet.data.registry import DATASETS
     from supernet.operators.registry import operator
+    from supernet.sampling import STRATEGIES
 
     algorithm_names()
     for key, look_up, names in (
@@ -63,6 +66,7 @@ def check_names(config: RunConfig) -> None:
         ("data.name", DATASETS.get, [config.data.name]),
         ("search.algorithm", ALGORITHMS.get, [config.search.algorithm]),
         ("space.operator", operator, config.space.operator),
+        ("train.sampling.strategy", STRATEGIES.get, [config.train.sampling.strategy]),
     ):
         for name in names:
             try:
@@ -310,6 +314,7 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
     test_digest = open_test_split(config).digest
+    images, _ = next(train_split.batches(min(CALIBRATION_IMAGES, len(train_split))))
     device = load_device(front["device"])
     feasible = [target for target in front["targets"] if target["status"] == "ok"]
     bundles: dict[str, Path] = {}
@@ -326,6 +331,7 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
                 extract(supernet, subnet),
                 bundles[name],
                 overwrite=overwrite,
+                images=images,
                 info=BundleInfo(
                     latency_ms=None if target["fps"] else target["latency_ms"],
                     fps=target["fps"],

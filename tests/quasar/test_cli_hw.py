@@ -178,35 +178,40 @@ class TestSimulate:
         one = ("hw", "simulate", "--gemm", "9x10x11", "--rows8", "4", "--array", "4x4", "--json")
         result = cli(*one)
         assert result.code == 0, result
-        product = json.loads(result.out)["products"]["gemm"]
+        product = json.loads(result.out)["layers"]["gemm"]
         assert product["predicted_cycles"] == product["simulated_cycles"] > 9 * 3
         assert (product["outputs"], product["mismatching_outputs"]) == (99, 0)
         stalled = cli(
             "hw", "simulate", "--gemm", "9x10x11", "--rows8", "4", "--array", "4x4", "--stall", "0.3", "--json"
         )
-        product = json.loads(stalled.out)["products"]["gemm"]
+        product = json.loads(stalled.out)["layers"]["gemm"]
         assert product["simulated_cycles"] > product["predicted_cycles"]
         assert product["mismatching_outputs"] == 0
 
     @needs_verilator
-    def test_every_product_of_a_subnet_agrees(self, cli, subnet, space):
-        result = cli("hw", "simulate", subnet, "--array", "4x4")
+    def test_every_operation_of_a_subnet_agrees(self, cli, subnet, space):
+        result = cli("hw", "simulate", subnet, "--array", "4x4", "--lanes", "4", "--json")
         assert result.code == 0, result
-        for layer in lower(space.largest()).gemms[:7]:
-            assert layer.name in result.out
+        document = json.loads(result.out)
+        workload = lower(space.largest())
+        shapes = {(g.tokens, g.inputs, g.rows_high, g.rows_low) for g in workload.gemms}
+        shapes |= {(v.kind, v.tokens, v.width) for v in workload.vectors}
+        assert len(document["layers"]) == len(shapes)
+        assert document["predicted_cycles"] == document["simulated_cycles"] > 0
+        assert {"patch_embed", "blocks.0.softmax", "blocks.0.norm1", "pos_embed"} <= document["layers"].keys()
 
     @needs_verilator
     def test_a_difference_fails_but_is_printed(self, cli, monkeypatch):
         monkeypatch.setattr(simulation, "predicted_cycles", lambda config, gemm: 1)
         result = cli("hw", "simulate", "--gemm", "3x4x5", "--array", "4x4", "--json")
         assert result.code == 1
-        assert json.loads(result.out)["products"]["gemm"]["predicted_cycles"] == 1
+        assert json.loads(result.out)["layers"]["gemm"]["predicted_cycles"] == 1
         assert "cycles of ['gemm']" in result.error
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((), "give either a network or --gemm"),
+            ((), "give one of a network, --gemm and --bundle"),
             (("--gemm", "3x4"), "--gemm must look like 17x64x96"),
             (("--gemm", "0x3x4"), "a product needs tokens, inputs and rows"),
             (("--gemm", "3x4x5", "--rows8", "9"), "--rows8 must be from 0 to the 5 rows"),
