@@ -49,7 +49,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
-    """One line of `metrics.jsonl`."""
+    """One line of `metrics.jsonl`, where it is not about a rollback."""
 
     epoch: int
     lr: float
@@ -87,7 +87,7 @@ class RunData:
             name=folder.resolve().name,
             config=_settings(config) if config.exists() else None,
             env=_mapping(env) if env.exists() else None,
-            epochs=tuple(_rows(Epoch, metrics)),
+            epochs=tuple(_rows(Epoch, metrics, other="rollback")),
             trials=tuple(_rows(Trial, run.journal)),
             front=(
                 validate(Front, _mapping(run.front), source=str(run.front), error=DamagedInputError)
@@ -305,13 +305,19 @@ def _mapping(path: Path) -> dict[str, Any]:
     return document
 
 
-def _rows(cls: type[T], path: Path) -> Iterator[T]:
-    """The lines of a JSONL file as instances of a dataclass; none if there is no file."""
+def _rows(cls: type[T], path: Path, *, other: str | None = None) -> Iterator[T]:
+    """The lines of a JSONL file as instances of a dataclass; none if there is no file.
+
+    Args:
+        other: lines with this key are about something else.
+    """
     if not path.exists():
         return
     adapter = TypeAdapter(cls)  # once: files have thousands of lines
     for number, line in enumerate(_text(path).removesuffix("\n").split("\n") if path.stat().st_size else (), start=1):
         row = _parse(line, path, line=number)
+        if other is not None and isinstance(row, dict) and other in row:
+            continue
         try:
             yield adapter.validate_python(row)
         except ValidationError:

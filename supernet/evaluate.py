@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
@@ -13,6 +14,9 @@ from supernet.space import SearchSpace
 from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
 from supernet.vit import SupernetViT
+
+#: random subnets among the probe subnets
+RANDOM_PROBES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +46,14 @@ def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | N
 
 
 def probe_subnets(space: SearchSpace) -> dict[str, Subnet]:
-    """The fixed subnets whose accuracy says how a supernet is: the largest and the smallest."""
-    return {"max": space.largest(), "min": space.smallest()}
+    """The fixed subnets whose accuracy says how a supernet is: the largest, the smallest, and four random ones.
+
+    The random ones depend on the space alone, so that runs with other seeds and settings can be compared.
+    """
+    random = space.sample(np.random.default_rng(0), RANDOM_PROBES)
+    return {"max": space.largest(), "min": space.smallest()} | {
+        f"random{index}": space.decode(genotype) for index, genotype in enumerate(random, start=1)
+    }
 
 
 def probe(model: SupernetViT, split: Split, *, batch_size: int) -> dict[str, Evaluation]:

@@ -1,38 +1,40 @@
-"""Quantization-aware training of a supernet: one random subnet a step.
+"""Quantization-aware training of a supernet; what happens in one step is in `supernet.step`.
 
 Everything random in step s of epoch e is drawn from generators seeded by (seed, s) and (seed, e), and checkpoints are
 written at the end of epochs, so a resumed run continues as if it had not stopped.
+
+A training that diverges (see `supernet.watch`) goes back to the last checkpoint, and from there takes other batches and
+other subnets. This is replayed identically, too: the checkpoint counts the rollbacks.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
-from hwmodel.files import append_line, write_atomic
 from supernet.checkpoint import Checkpoint
 from supernet.config import Progress, SupernetConfig, TrainConfig
 from supernet.data.splits import Split
+from supernet.distill import Teacher, load_teacher
 from supernet.evaluate import Evaluation, probe
 from supernet.functional import Observer
+from supernet.metrics import open_metrics
 from supernet.space import SearchSpace
-from supernet.subnet import Subnet
+from supernet.step import Step
 from supernet.vit import SupernetViT
+from supernet.watch import LossWatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,73 +83,200 @@ def train(
         resume: go on from `last.safetensors`, if there is one.
 
     Raises:
-        UsageError: a batch is larger than the training split; `resume`, but the checkpoint is of another space, data
-            set or settings.
-        DamagedInputError: `resume`, but the checkpoint cannot be read.
-        QuasarError: the loss is no longer finite, or the disk refuses a checkpoint.
+        UsageError: a batch is larger than the training split; a teacher that cannot teach; `resume`, but the
+            checkpoint is of another space, data set or settings.
+        DamagedInputError: a checkpoint that cannot be read.
+        QuasarError: training diverges more often than `config.max_rollbacks`, or the disk refuses a checkpoint.
     """
     last = folder / "checkpoints" / "last.safetensors"
-    settings = asdict(config) | {"seed": seed}
-    start = None
+    steps = steps_per_epoch(config, train_split)
+    about = _About(space=space, supernet=supernet, train_digest=train_split.digest, settings=_flat(config, seed))
+    teacher = load_teacher(config.distill, space=space, split=train_split, device=device)
     if resume and last.exists():
         start = Checkpoint.load(last)
-        _check_same_run(start, last, space=space, supernet=supernet, train_split=train_split, settings=settings)
-    model = (new_supernet(space, supernet, seed=seed) if start is None else start.build(source=str(last))).to(device)
-    steps = steps_per_epoch(config, train_split)
-    total = steps * config.epochs
-    if start is not None and start.epoch >= config.epochs:
-        progress(total, total, "was finished before")
-        return TrainResult(checkpoint=last, probes=probe(model, val_split, batch_size=4 * config.batch_size))
-    optimizer, scheduler = _optimizer_and_schedule(model, config, steps)
-    if start is not None:
-        _restore_optimizer(optimizer, start.optimizer, source=str(last))
-    first_epoch, step, best = (0, 0, -1.0) if start is None else (start.epoch, start.step, start.best_accuracy)
+        _check_same_run(start, last, about)
+        state = _State.restored(start, source=str(last), config=config, steps=steps, device=device)
+    else:
+        model = new_supernet(space, supernet, seed=seed).to(device)
+        _calibrate(model, next(train_split.batches(config.batch_size, device=device))[0])
+        state = _State.fresh(model, config=config, steps=steps)
+        state.checkpoint(about).save(last)  # where a first epoch that diverges goes back to
     probes: dict[str, Evaluation] = {}
-    with _metrics(folder, epochs_done=first_epoch) as log:
-        if start is None:
-            _calibrate(model, next(train_split.batches(config.batch_size, device=device))[0])
-        for epoch in range(first_epoch, config.epochs):
+    with open_metrics(folder, epochs_done=state.epoch) as metrics:
+        while state.epoch < config.epochs:
             started = time.monotonic()
-            loss_sum = torch.zeros((), device=device)
-            for x_BCHW, y_B in train_split.batches(config.batch_size, epoch=epoch, device=device):
-                scheduler.step_update(step)
-                loss_sum += _step(model, optimizer, x_BCHW, y_B, subnet=_subnet(space, seed, step), config=config)
-                step += 1
-                progress(step, total, _summary(epoch, config.epochs, probes))
-            loss = _finite_loss(loss_sum.item() / steps, epoch, config)
-            model.refresh_clips()
-            last_epoch = epoch + 1 == config.epochs
-            evaluated = last_epoch or (epoch + 1) % config.eval_every == 0
+            try:
+                loss = _epoch(
+                    state,
+                    train_split,
+                    config=config,
+                    seed=seed,
+                    teacher=teacher,
+                    progress=progress,
+                    text=_summary(state.epoch, config.epochs, probes),
+                )
+            except _DivergedError as diverged:
+                metrics.rollback(epoch=state.epoch + 1, step=state.step, cause=str(diverged))
+                _warn_or_stop(state, config, str(diverged))
+                rollbacks = state.rollbacks + 1
+                state = _State.restored(
+                    Checkpoint.load(last), source=str(last), config=config, steps=steps, device=device
+                )
+                state.rollbacks = rollbacks
+                continue
+            state.epoch += 1
+            best = False
+            evaluated = state.epoch == config.epochs or state.epoch % config.eval_every == 0
             if evaluated:
-                probes = probe(model, val_split, batch_size=4 * config.batch_size)
-            mean = float(np.mean([p.accuracy for p in probes.values()])) if evaluated else -1.0
+                probes = probe(state.weights, val_split, batch_size=4 * config.batch_size)
+                mean = float(np.mean([p.accuracy for p in probes.values()]))
+                best = mean > state.best_accuracy
+                state.best_accuracy = max(mean, state.best_accuracy)
             # Logged before the checkpoint: a kill between the two repeats the epoch, and its row is then dropped.
-            log(
+            metrics.epoch(
                 {
-                    "epoch": epoch + 1,
-                    "step": step,
-                    "lr": optimizer.param_groups[0]["lr"],
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "lr": state.optimizer.param_groups[0]["lr"],
                     "train_loss": loss,
                     "seconds": time.monotonic() - started,
                     "val": {name: asdict(p) for name, p in probes.items()} if evaluated else None,
                 }
             )
-            state = Checkpoint(
-                space=space,
-                supernet=supernet,
-                model=model.state_dict(),
-                optimizer=_optimizer_state(optimizer),
-                epoch=epoch + 1,
-                step=step,
-                best_accuracy=max(best, mean),
-                train_digest=train_split.digest,
-                settings=settings,
-            )
-            if mean > best:
-                best = mean
-                state.save(last.with_name("best.safetensors"))
-            state.save(last)
+            checkpoint = state.checkpoint(about)
+            if best:
+                checkpoint.save(last.with_name("best.safetensors"))
+            checkpoint.save(last)
+    if not probes:
+        progress(state.step, state.step, "nothing is left to train")
+        probes = probe(state.weights, val_split, batch_size=4 * config.batch_size)
     return TrainResult(checkpoint=last, probes=probes)
+
+
+class _DivergedError(Exception):
+    """Training has diverged; the text is the cause."""
+
+
+def _warn_or_stop(state: _State, config: TrainConfig, cause: str) -> None:
+    """Says on the console why training goes back; raises `QuasarError` if it may not any more."""
+    where = f"training: {cause}, in epoch {state.epoch + 1}"
+    if state.rollbacks >= config.max_rollbacks:
+        raise QuasarError(
+            f"{where}, after {state.rollbacks} rollbacks; lower train.lr (now {config.lr}) or set "
+            "train.clip_grad_norm, and start over with --overwrite"
+        )
+    number = f"rollback {state.rollbacks + 1} of {config.max_rollbacks}"
+    print(f"warning: {where}; back to the checkpoint before ({number})", file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _About:
+    """What all checkpoints of a run say about it."""
+
+    space: SearchSpace
+    supernet: SupernetConfig
+    train_digest: str
+    settings: dict[str, Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class _State:
+    """All that changes in training."""
+
+    model: SupernetViT
+    average: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: CosineLRScheduler
+    steps_per_epoch: int
+    epoch: int = 0  # whole ones
+    step: int = 0
+    best_accuracy: float = -1.0
+    rollbacks: int = 0
+    loss_level: float | None = None
+
+    @property
+    def weights(self) -> SupernetViT:
+        """The supernet to evaluate and to keep: the moving average of the weights where there is one."""
+        return self.model if self.average is None else cast(SupernetViT, self.average.module)
+
+    @staticmethod
+    def fresh(model: SupernetViT, *, config: TrainConfig, steps: int) -> _State:
+        """The start, with the weights of `model` and `steps` optimizer steps in an epoch."""
+        optimizer, scheduler = _optimizer_and_schedule(model, config, steps)
+        # With warm-up the average forgets the first weights in short trainings, too.
+        average = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+        return _State(model=model, average=average, optimizer=optimizer, scheduler=scheduler, steps_per_epoch=steps)
+
+    @staticmethod
+    def restored(
+        checkpoint: Checkpoint, *, source: str, config: TrainConfig, steps: int, device: torch.device
+    ) -> _State:
+        """The state that a checkpoint holds; raises `DamagedInputError` if it does not fit together."""
+        state = _State.fresh(checkpoint.build(source=source, to_train=True).to(device), config=config, steps=steps)
+        if state.average is not None:
+            state.average.set(checkpoint.build(source=source).to(device))  # type: ignore[no-untyped-call]
+        if checkpoint.step:
+            _restore_optimizer(state.optimizer, checkpoint.optimizer, source=source)
+        for name in ("epoch", "step", "best_accuracy", "rollbacks", "loss_level"):
+            setattr(state, name, getattr(checkpoint, name))
+        return state
+
+    def checkpoint(self, about: _About) -> Checkpoint:
+        """All of it, to be written."""
+        return Checkpoint(
+            space=about.space,
+            supernet=about.supernet,
+            model=self.weights.state_dict(),
+            trained={} if self.average is None else self.model.state_dict(),
+            optimizer=_optimizer_state(self.optimizer),
+            epoch=self.epoch,
+            step=self.step,
+            best_accuracy=self.best_accuracy,
+            train_digest=about.train_digest,
+            settings=about.settings,
+            rollbacks=self.rollbacks,
+            loss_level=self.loss_level,
+        )
+
+
+def _epoch(
+    state: _State,
+    split: Split,
+    *,
+    config: TrainConfig,
+    seed: int,
+    teacher: Teacher | None,
+    progress: Progress,
+    text: str,
+) -> float:
+    """Trains for one epoch and gives the mean loss; raises `_DivergedError` as soon as that is seen."""
+    train_step = Step(state.model, state.optimizer, config, seed=seed, rollbacks=state.rollbacks, teacher=teacher)
+    watch = LossWatch(
+        every=config.check_every,
+        spike_factor=config.spike_factor,
+        chance=math.log(state.model.space.num_classes),
+        level=state.loss_level,
+    )
+    device = state.model.cls_token.device
+    loss_sum = torch.zeros((), device=device)
+    # After a rollback the images come in the order of an epoch that is not part of the training.
+    order = state.epoch + state.rollbacks * config.epochs
+    steps = state.steps_per_epoch
+    for number, (x_BCHW, y_B) in enumerate(split.batches(config.batch_size, epoch=order, device=device), start=1):
+        state.scheduler.step_update(state.step)
+        loss = train_step(x_BCHW, y_B, state.step)
+        state.step += 1
+        if state.average is not None:
+            state.average.update(state.model, step=state.step)
+        loss_sum += loss
+        if cause := watch.add(loss, look=number == steps):
+            raise _DivergedError(cause)
+        progress(state.step, steps * config.epochs, text)
+    state.loss_level = watch.level
+    state.model.refresh_clips()
+    if state.average is not None:
+        state.weights.refresh_clips()
+    return loss_sum.item() / steps
 
 
 def _optimizer_and_schedule(
@@ -157,7 +286,7 @@ def _optimizer_and_schedule(
     optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
     scheduler = CosineLRScheduler(
         optimizer,
-        t_initial=steps * config.epochs,
+        t_initial=max(1, steps * config.epochs),
         lr_min=config.min_lr,
         warmup_t=round(config.warmup_epochs * steps),
         warmup_lr_init=config.min_lr,
@@ -165,41 +294,6 @@ def _optimizer_and_schedule(
         t_in_epochs=False,
     )
     return optimizer, scheduler
-
-
-def _finite_loss(loss: float, epoch: int, config: TrainConfig) -> float:
-    """The mean loss of an epoch; raises `QuasarError` if training has diverged."""
-    if not math.isfinite(loss):
-        raise QuasarError(
-            f"training: the loss became {loss} in epoch {epoch + 1}; lower train.lr (now {config.lr}) or set "
-            "train.clip_grad_norm, and start over with --overwrite"
-        )
-    return loss
-
-
-def _subnet(space: SearchSpace, seed: int, step: int) -> Subnet:
-    return space.decode(space.sample(np.random.default_rng([seed, step]), 1)[0])
-
-
-def _step(
-    model: SupernetViT,
-    optimizer: torch.optim.Optimizer,
-    x_BCHW: Tensor,
-    y_B: Tensor,
-    *,
-    subnet: Subnet,
-    config: TrainConfig,
-) -> Tensor:
-    """One update by one subnet; the loss before it, detached."""
-    observer = Observer()
-    loss = F.cross_entropy(model(x_BCHW, subnet, observer), y_B, label_smoothing=config.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if config.clip_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-    optimizer.step()
-    observer.update(momentum=config.activation_momentum)
-    return loss.detach()
 
 
 @torch.no_grad()
@@ -217,45 +311,26 @@ def _summary(epoch: int, epochs: int, probes: dict[str, Evaluation]) -> str:
     return f"epoch {epoch + 1}/{epochs}" + (f"  validation: {shown}" if shown else "")
 
 
-@contextmanager
-def _metrics(folder: Path, *, epochs_done: int) -> Iterator[Any]:
-    """A function that logs one epoch to JSONL and TensorBoard; rows of epochs that are done again are dropped."""
-    path = folder / "metrics.jsonl"
-    kept = []
-    if epochs_done and path.exists():
-        # One row for each epoch, in order, so those to keep are the first ones; what a kill left half written is not.
-        kept = path.read_text(encoding="utf-8").splitlines()[:epochs_done]
-    write_atomic(path, "".join(line + "\n" for line in kept))
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
-
-    def log(row: dict[str, Any]) -> None:
-        append_line(path, json.dumps(row))
-        for name in ("train_loss", "lr"):
-            writer.add_scalar(name, row[name], row["epoch"])
-        for name, values in (row["val"] or {}).items():
-            for metric in ("accuracy", "loss"):
-                writer.add_scalar(f"val_{metric}/{name}", values[metric], row["epoch"])
-
-    try:
-        yield log
-    finally:
-        writer.close()
+def _flat(config: TrainConfig, seed: int) -> dict[str, Any]:
+    """All settings of a training by name, as the configuration has them: `train.distill.kind`, ..."""
+    settings = {"seed": seed}
+    for key, value in asdict(config).items():
+        if isinstance(value, dict):
+            settings |= {f"train.{key}.{name}": item for name, item in value.items()}
+        else:
+            settings[f"train.{key}"] = value
+    return settings
 
 
-def _check_same_run(
-    start: Checkpoint,
-    path: Path,
-    *,
-    space: SearchSpace,
-    supernet: SupernetConfig,
-    train_split: Split,
-    settings: dict[str, Any],
-) -> None:
+def _check_same_run(start: Checkpoint, path: Path, about: _About) -> None:
+    # Format 1 wrote the keys of `train` without a prefix; settings that a file does not know were as the defaults are.
+    known = {key if key == "seed" or "." in key else f"train.{key}": value for key, value in start.settings.items()}
+    known = _flat(TrainConfig(epochs=0, batch_size=1, lr=1.0), 0) | known
     for name, theirs, ours in (
-        *((f"space.{key}", asdict(start.space)[key], value) for key, value in asdict(space).items()),
-        *((f"supernet.{key}", asdict(start.supernet)[key], value) for key, value in asdict(supernet).items()),
-        *((key if key == "seed" else f"train.{key}", start.settings.get(key), v) for key, v in settings.items()),
-        ("the training data's digest", start.train_digest, train_split.digest),
+        *((f"space.{key}", asdict(start.space)[key], value) for key, value in asdict(about.space).items()),
+        *((f"supernet.{key}", asdict(start.supernet)[key], value) for key, value in asdict(about.supernet).items()),
+        *((key, known.get(key), value) for key, value in about.settings.items()),
+        ("the training data's digest", start.train_digest, about.train_digest),
     ):
         if theirs != ours:
             raise UsageError(

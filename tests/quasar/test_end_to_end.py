@@ -81,7 +81,7 @@ class TestRunFolder:
         rows = lines(finished[0] / "train" / "metrics.jsonl")
         assert [row["epoch"] for row in rows] == [1, 2]
         assert [row["step"] for row in rows] == [8, 16]
-        assert all(row["val"].keys() == {"max", "min"} for row in rows)
+        assert all(row["val"].keys() == {"max", "min", "random1", "random2", "random3", "random4"} for row in rows)
 
     def test_trials_are_the_evaluations_and_hold_the_front(self, finished):
         trials, front = lines(finished[0] / "search" / "trials.jsonl"), read_front(finished[0])
@@ -155,7 +155,7 @@ class TestRepeat:
         result = cli("train", config, "--json")
         assert result.code == 0
         assert result.document["run"] == "runs/tiny"
-        assert result.document["probes"].keys() == {"max", "min"}
+        assert result.document["probes"].keys() == {"max", "min", "random1", "random2", "random3", "random4"}
         run = Path("runs/tiny")
         assert {path.name for path in run.iterdir()} == {"config.yaml", "env.json", "train", ".lock"}
         result = cli("search", run, "--json")

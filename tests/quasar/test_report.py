@@ -16,7 +16,7 @@ from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError, UsageError
 from hwmodel.explore import best_accelerator
-from quasar.report import write_report
+from quasar.report import RunData, write_report
 from search.trial import ParetoFront, Trial, best_under
 from supernet.lowering import lower, lower_many
 from supernet.space import SearchSpace
@@ -277,6 +277,14 @@ def test_truncated_file_is_named_with_its_line(run: Path, name: str) -> None:
     with pytest.raises(DamagedInputError, match=re.escape(f"{path}:3: ")):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_rollbacks_in_the_log_are_no_epochs(run: Path) -> None:
+    metrics = run / "train" / "metrics.jsonl"
+    epochs = RunData.read(run).epochs
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"epoch": 7, "step": 900, "rollback": "the loss became nan"}) + "\n")
+    assert RunData.read(run).epochs == epochs
 
 
 def test_line_without_a_key_is_named(run: Path) -> None:
