@@ -43,18 +43,13 @@ command is taken in the cycle after that: cycles of products add up.
 What this is exact about: the Verilog of this project in simulation, with streams that never pause; see
 `hwmodel.simulate` and its tests. Streamed activations need PA to divide 8 * P_k or to be a power of two times it.
 
-The vector unit has `vector_lanes` lanes. An operation of kind v on rows of `width` elements takes, for each row,
-
-    passes_v * ceil(width / lanes) + overhead_v         layernorm 3 and 8, softmax 3 and 8, residual 1 and 0
-
-Its passes are: layernorm mean, variance, normalise; softmax maximum, exponentials and their sum, write back. Division
-and square root are pipelined and rows overlap in them, so the overhead is only the depth of the adder tree. There is
-no RTL of this unit yet: its cycles are an assumption, and the larger part of the time of very small networks.
+The vector unit has `vector_lanes` lanes and a stream of parameters of PW bits; `hwmodel.vector_cycles` has its closed
+form, exact about the RTL in simulation like that of the products.
 
 Assumptions. Layers run one after the other, and vector operations do not hide behind products (conservative).
 Attention runs one head after the other, and its second operand (keys, then values) takes the path of the weights at
-the width PW; the engine multiplies signed codes, so the 255 steps of softmax's numerators count as the cycles of signed
-ones. GELU, LayerScale and bias ride on the drain. Memory sustains PW (and PA, PO) in every cycle; whether it can is
+the width PW. GELU, LayerScale and bias ride on the drain; tables, and the factors of tokens, are written while the
+units that read them are idle. Memory sustains PW (and PA, PO) in every cycle; whether it can is
 checked against the device elsewhere, not here. All arithmetic is int64 and exact.
 
 Not modelled. The image entering and the classes leaving; the fill of the on-chip activation buffer from outside and
@@ -70,6 +65,7 @@ import numpy as np
 
 from hwmodel.accelerator import BACKENDS, NARROW_BITS, AcceleratorColumns, IntLike
 from hwmodel.errors import UsageError
+from hwmodel.vector_cycles import vector_operation_cycles
 from hwmodel.workload import IntArray, Population
 
 COMMAND_CYCLES = 1
@@ -77,9 +73,6 @@ OUTPUT_CYCLES = 9
 LEAST_STEP_CYCLES = 2
 PIPELINE_CYCLES = 5
 PARAMETER_BYTES = 7
-
-#: passes over a row, and cycles added to each row, by kind of vector operation
-VECTOR_TIMING = {"layernorm": (3, 8), "softmax": (3, 8), "residual": (1, 0)}
 
 #: what can keep a product from running faster, in the order in which ties are resolved
 BOUNDS = ("compute", "weights", "activations", "output")
@@ -114,13 +107,8 @@ def row_tiles(accelerator: AcceleratorColumns, population: Population) -> tuple[
 def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> IntArray:
     """Cycles of every vector operation, all its executions together: (1, V), or (..., V) for many accelerators."""
     v = population.vectors
-    unknown = set(v.kinds) - set(VECTOR_TIMING)
-    if unknown:
-        raise UsageError(f"vector operation '{min(unknown)}' is unknown; known: {', '.join(VECTOR_TIMING)}")
-    timing = np.array([VECTOR_TIMING[kind] for kind in v.kinds], dtype=np.int64).reshape(-1, 2)
-    passes, overhead = timing[:, 0], timing[:, 1]
-    row = passes * ceil_div(v.width, accelerator.vector_lanes) + overhead
-    return np.asarray(v.count * v.tokens * row)
+    once = vector_operation_cycles(v.kinds, v.tokens, v.width, accelerator.vector_lanes, accelerator.weight_stream_bits)
+    return np.asarray(v.count * once)
 
 
 def array_latency(accelerator: AcceleratorColumns) -> IntArray:

@@ -7,7 +7,9 @@
 Bytes, for a product of F tokens, K inputs, M rows in T row tiles and KT k tiles:
 
     buffers   F * K * T activations read, 8 * F * M * KT of 32-bit sums read and written, F * M outputs written;
-              a vector operation reads and writes each element once per pass
+              of a vector operation, per element: residual two of 16 bits read, one written; softmax a code read and
+              one written; LayerNorm 16 bits read and a code written; the last two also write their row to a FIFO of
+              the unit and read it again
     memory    the weights once, packed at their own bits; with activations in memory also F * K * T read, the
               second operand of attention read, and F * M written
 
@@ -22,9 +24,12 @@ from typing import Any
 import numpy as np
 
 from hwmodel.accelerator import NARROW_BITS
-from hwmodel.cycles import VECTOR_TIMING, GemmTerms
+from hwmodel.cycles import GemmTerms
 from hwmodel.device import EnergyConstants
 from hwmodel.workload import IntArray
+
+#: bits that a vector operation moves for an element
+VECTOR_BITS = {"residual": 3 * 16, "softmax": 4 * 8, "layernorm": 3 * 16 + 8}
 
 
 def energy_counts(terms: GemmTerms) -> tuple[IntArray, IntArray]:
@@ -33,7 +38,7 @@ def energy_counts(terms: GemmTerms) -> tuple[IntArray, IntArray]:
     Returns:
         For the products (6, G): MACs of high and of low rows; codes (of `act_bits`) read and written; codes read as the
         second operand of attention; 32-bit sums read and written; bits of stored weights. For the vector operations
-        (1, V): codes read and written.
+        (1, V): bits read and written.
     """
     population = terms.population
     g, v = population.gemms, population.vectors
@@ -47,12 +52,12 @@ def energy_counts(terms: GemmTerms) -> tuple[IntArray, IntArray]:
         2 * results * terms.k_tiles,
         g.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits),
     ]
-    passes = np.array([VECTOR_TIMING[kind][0] for kind in v.kinds], dtype=np.int64)
-    return np.concatenate(of_gemms), 2 * passes * v.tokens * v.width * v.count
+    bits = np.array(list(map(VECTOR_BITS.__getitem__, v.kinds)), dtype=np.int64)
+    return np.concatenate(of_gemms), bits * v.tokens * v.width * v.count
 
 
 def energy_mj(
-    terms: GemmTerms, of_gemms: Iterable[Any], vector_codes: Any, constants: EnergyConstants, latency_ms: Any
+    terms: GemmTerms, of_gemms: Iterable[Any], vector_bits: Any, constants: EnergyConstants, latency_ms: Any
 ) -> Any:
     """Energy in millijoules of networks on the one accelerator of `terms`.
 
@@ -60,7 +65,7 @@ def energy_mj(
         terms: the terms of the cycle model for these networks.
         of_gemms: the six counts of products by `energy_counts`, added up: whole numbers of one network, or of N
             networks as arrays (N,).
-        vector_codes: the count of vector operations likewise.
+        vector_bits: the count of vector operations likewise.
         constants: the energies of the device.
         latency_ms: likewise a number, or an array (N,).
 
@@ -69,7 +74,7 @@ def energy_mj(
     """
     population = terms.population
     macs_high, macs_low, moved_codes, second_operand_codes, moved_sums, weight_bits = of_gemms
-    buffer_bits = (moved_codes + vector_codes) * population.act_bits + 32 * moved_sums
+    buffer_bits = moved_codes * population.act_bits + vector_bits + 32 * moved_sums
     activation_bits = terms.accelerator.ddr_activations * (moved_codes + second_operand_codes) * population.act_bits
     memory_bytes = -(-weight_bits // 8) + activation_bits / 8
     picojoules = (

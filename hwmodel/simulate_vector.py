@@ -82,7 +82,9 @@ def simulate_vector(
     layout = _Layout(lanes=lanes, stream_bits=stream_bits, max_tokens=max_tokens)
     predicted, payload, caps = [], [struct.pack("<I", len(jobs))], []
     for job in jobs:
-        cycles = int(vector_operation_cycles(job.kind, job.operation.rows, job.operation.width, lanes, stream_bits))
+        cycles = int(
+            vector_operation_cycles([job.kind], job.operation.rows, job.operation.width, lanes, stream_bits)[0]
+        )
         predicted.append(cycles)
         caps.append(job.cycle_cap or round((10 * cycles + 1000) / (1 - job.stall) ** 2))
         payload.append(layout.encode(job, cap=caps[-1]))

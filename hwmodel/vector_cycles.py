@@ -35,6 +35,8 @@ command's own cycle counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,28 +46,29 @@ IntLike = NDArray[np.int64] | int
 
 KINDS = ("residual", "softmax", "layernorm")
 CHANNEL_BITS = 48
-_WIDEST_TREE = 12  # levels: as many lanes as nobody builds
 
 
 def vector_operation_cycles(
-    kind: str, rows: IntLike, width: IntLike, lanes: IntLike, stream_bits: IntLike
+    kinds: Sequence[str], rows: IntLike, width: IntLike, lanes: IntLike, stream_bits: IntLike
 ) -> NDArray[np.int64]:
-    """Cycles of one operation; the sizes are integers, all at least 1, or arrays that broadcast to the result.
+    """Cycles of V operations, one execution of each.
+
+    Args:
+        kinds: of each operation, V of `KINDS`.
+        rows, width: whole numbers of at least 1, or arrays (..., V).
+        lanes, stream_bits: of one unit, or arrays (..., 1) of several.
 
     Raises:
-        UsageError: the kind is unknown.
+        UsageError: a kind is unknown.
     """
-    rows, width, lanes, stream_bits = (np.asarray(v, dtype=np.int64) for v in (rows, width, lanes, stream_bits))
-    beats = -(-width // lanes)
-    levels = sum((lanes > 2**level).astype(np.int64) for level in range(_WIDEST_TREE))
-    if kind == "residual":
-        cycles = rows * beats + 3
-    elif kind == "softmax":
-        cycles = (rows + 1) * beats + 29 + 2 * levels
-    elif kind == "layernorm":
-        group_beats = -(-CHANNEL_BITS * lanes // stream_bits)
-        first_row = np.maximum(2 * beats + 62 + levels, group_beats * beats + 2)
-        cycles = first_row + (rows - 1) * beats + 7
-    else:
-        raise UsageError(f"vector operation '{kind}' is unknown; known: {', '.join(KINDS)}")
-    return np.asarray(cycles, dtype=np.int64)
+    unknown = set(kinds).difference(KINDS)
+    if unknown:
+        raise UsageError(f"vector operation '{min(unknown)}' is unknown; known: {', '.join(KINDS)}")
+    numbers = np.array(list(map(KINDS.index, kinds)), dtype=np.int64)
+    softmax, layernorm = numbers == 1, numbers == 2
+    beats = (width + lanes - 1) // lanes
+    levels = np.frexp(np.asarray(lanes) - 1.0)[1].astype(np.int64)  # ceil(log2 lanes): the bits of lanes - 1
+    group_beats = (CHANNEL_BITS * lanes + stream_bits - 1) // stream_bits
+    first_row = np.maximum(2 * beats + 62 + levels, group_beats * beats + 2)
+    around = np.where(softmax, beats + 29 + 2 * levels, np.where(layernorm, first_row - beats + 7, 3))
+    return np.asarray(rows * beats + around, dtype=np.int64)

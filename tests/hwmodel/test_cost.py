@@ -89,16 +89,16 @@ def test_layers_and_totals_by_hand(config, zcu102, gemm, workload):
     )
     estimate = FpgaCostModel(zcu102, config()).estimate(network)
     first, second, third = estimate.layers
-    # fc1: 63, see the cycle tests; scores: 1 + 6 + 7 + 10 + 9 = 33, twice; residual 10 * 2
-    assert (first.cycles, second.cycles, third.cycles) == (63, 66, 20)
+    # fc1: 63, see the cycle tests; scores: 1 + 6 + 7 + 10 + 9 = 33, twice; residual 10 * 2 + 3
+    assert (first.cycles, second.cycles, third.cycles) == (63, 66, 23)
     assert (first.macs, second.macs, third.macs) == (640, 320, 0)
     assert (first.weight_bytes, second.weight_bytes, third.weight_bytes) == (64, 0, 0)
     assert (first.bound, third.bound) == ("compute", "vector")
-    assert estimate.cycles == 149
-    assert estimate.latency_ms == pytest.approx(149 / 150_000)
+    assert estimate.cycles == 152
+    assert estimate.latency_ms == pytest.approx(152 / 150_000)
     assert estimate.fps == pytest.approx(150e6 / 149)
     document = json.loads(json.dumps(estimate.to_dict()))
-    assert document["cycles"] == 149
+    assert document["cycles"] == 152
     assert document["dsp"] == estimate.resources.dsp
     assert document["layers"][0]["name"] == "fc1"
 

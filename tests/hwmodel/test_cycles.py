@@ -113,15 +113,15 @@ def test_many_accelerators_give_what_each_gives_alone(config, deit):
 
 def test_vector_operations_by_hand(config, workload):
     vectors = [
-        VectorOp(name="n", kind="layernorm", tokens=10, width=9),  # 10 * (3 * ceil(9/4) + 8)
-        VectorOp(name="s", kind="softmax", tokens=10, width=8, count=3),  # 3 * 10 * (3 * 2 + 8)
-        VectorOp(name="r", kind="residual", tokens=10, width=8),  # 10 * 2
+        VectorOp(name="n", kind="layernorm", tokens=10, width=9),  # B 3, H ceil(192/64) 3: max(70, 11) + 9 * 3 + 7
+        VectorOp(name="s", kind="softmax", tokens=10, width=8, count=3),  # 3 * (11 * 2 + 29 + 2 * 2)
+        VectorOp(name="r", kind="residual", tokens=10, width=8),  # 10 * 2 + 3
     ]
     population = Population.of(workload(vectors=vectors))
     columns = AcceleratorColumns.one(config())
-    assert vector_cycles(columns, population).tolist() == [[170, 420, 20]]
+    assert vector_cycles(columns, population).tolist() == [[104, 165, 23]]
     odd = workload(vectors=[dataclasses.replace(vectors[0], kind="conv")])
-    with pytest.raises(UsageError, match="vector operation 'conv' is unknown; known: layernorm, softmax"):
+    with pytest.raises(UsageError, match="vector operation 'conv' is unknown; known: residual, softmax"):
         vector_cycles(columns, Population.of(odd))
 
 

@@ -76,18 +76,18 @@ def differing(jobs, results):
     ],
 )
 def test_cycles_by_hand(kind, rows, width, lanes, stream_bits, cycles):
-    assert vector_operation_cycles(kind, rows, width, lanes, stream_bits) == cycles
+    assert vector_operation_cycles([kind], rows, width, lanes, stream_bits) == [cycles]
 
 
 def test_cycles_of_many_units_at_once():
     lanes, widths = np.array([[8], [16], [12]]), np.array([64, 197])
-    table = vector_operation_cycles("softmax", 10, widths, lanes, 64)
+    table = vector_operation_cycles(["softmax", "softmax"], 10, widths, lanes, 64)
     assert table.tolist() == [[11 * 8 + 35, 11 * 25 + 35], [11 * 4 + 37, 11 * 13 + 37], [11 * 6 + 37, 11 * 17 + 37]]
 
 
 def test_cycles_of_an_unknown_operation():
     with pytest.raises(UsageError, match="vector operation 'gelu' is unknown; known: residual, softmax, layernorm"):
-        vector_operation_cycles("gelu", 1, 1, 8, 64)
+        vector_operation_cycles(["gelu"], 1, 1, 8, 64)
 
 
 @needs_tools
