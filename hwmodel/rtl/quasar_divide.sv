@@ -23,7 +23,7 @@ module quasar_divide #(
         assign brought = {remainders[i*W+:W], 1'b0};
         assign so_far = quotients[i*Q+:Q];
         assign difference = brought - {1'b0, by};
-        wire fits = brought >= {1'b0, by};
+        wire fits = !difference[W];    // brought is below twice the divisor
         always_ff @(posedge clk)
             if (enable) begin
                 next_by <= by;

@@ -24,7 +24,7 @@ module quasar_isqrt #(
         assign brought = {remainder[W-1:0], number[2*W-1-:2]};
         assign trial = {so_far, 2'b01};
         assign difference = brought - trial;
-        wire fits = brought >= trial;
+        wire fits = !difference[W+1];  // a new remainder is at most twice the new root, so below 2^(W+1)
         always_ff @(posedge clk)
             if (enable) begin
                 next_number <= number << 2;
