@@ -274,14 +274,14 @@ def test_a_yosys_without_the_headers_of_cxxrtl_is_passed_over(monkeypatch, tmp_p
 
 @needs_tools
 @pytest.mark.slow
-@pytest.mark.parametrize("activations", ["onchip", "ddr"])
+@pytest.mark.parametrize(("activations", "max_tokens"), [("onchip", 9), ("ddr", 64)])
 @pytest.mark.parametrize("backend", ["dual", "atomic"])
-def test_cxxrtl_agrees_with_verilator(backend, activations):
+def test_cxxrtl_agrees_with_verilator(backend, activations, max_tokens):
     try:
         hwmodel.rtl_build.find_simulator("cxxrtl")
     except UsageError as error:
         pytest.skip(str(error))
-    config = engine(backend, activations, **SMALL)
+    config = engine(backend, activations, **SMALL | {"max_tokens": max_tokens})
     jobs = random_jobs(config, 20, seed=4)
     results = simulate(config, jobs, simulator="cxxrtl")
     assert results == simulate(config, jobs, simulator="verilator")
