@@ -53,7 +53,7 @@ module quasar_vector #(
     output logic                o_last,
     output logic [16*LANES-1:0] o_data
 );
-    // --- command; the unit that runs gets the constants from registers, its start is a cycle of its own
+    // --- command: sizes go to the units as it is taken, constants are kept here
     logic        running, normalises, exponentiates;
     logic [15:0] numerator;
     logic [6:0]  exponent;
