@@ -29,7 +29,7 @@ LayerNorm, of rows of N int16 codes x, N <= 1024, with a gain G (int16) and a bi
     g  = floor(N' * 2^31 / D')                2^15 < g < 2^17
     w  = 27 + zn - z                          from 2 to 37
     zeta = clip((u * g + 2^(w-1)) >> w, -131072, 131071)          12 fraction bits
-    o  = clip((zeta * G + B + 2^(h-1)) >> h, -128, 127)           h is a constant from 1 to 31
+    o  = clip((zeta * G + B + 2^(h-1)) >> h, -127, 127)           h is a constant from 1 to 31
 
 w follows from u * g ~ u * N * 2^(31 + zn - z) / D, and zeta ~ (u / 256) * N / D * 4096 = 16 * u * N / D.
 Before its clip, zeta stays within 20 signed bits, which the hardware relies on: |x - mean| * N <= sqrt(N - 1) * sqrt(V)
@@ -263,7 +263,7 @@ class IntegerLayerNorm:
         g = (np.int64(n << zn) << 31) // (root << z)
         zeta = np.clip(_rounding_shift(centred * g, 27 + zn - z), *ZETA)
         codes = _rounding_shift(zeta * constants.gain + constants.bias, np.int64(constants.shift))
-        return np.clip(codes, -128, 127).astype(np.int8)
+        return np.clip(codes, -127, 127).astype(np.int8)
 
 
 IntegerVector = IntegerResidual | IntegerSoftmax | IntegerLayerNorm

@@ -1,4 +1,4 @@
-"""Simulation of the RTL vector unit with Verilator: cycles and outputs against the closed form and the reference.
+"""Simulation of the RTL vector unit: cycles and outputs against the closed form and the reference.
 
 Predicted cycles (`hwmodel.vector_cycles`) hold for streams that never pause; with a stall probability, only the outputs
 are to be compared. Builds are kept as those of products are, see `hwmodel.rtl_build`.
@@ -67,14 +67,15 @@ class VectorJob:
 
 
 def simulate_vector(
-    *, lanes: int, stream_bits: int, max_tokens: int, jobs: Sequence[VectorJob]
+    *, lanes: int, stream_bits: int, max_tokens: int, jobs: Sequence[VectorJob], simulator: str = "auto"
 ) -> list[SimulationResult]:
     """Runs all operations on one unit, one after the other, and compares them with the reference.
 
-    The mantissa and the shift of each softmax row count as outputs, too.
+    The mantissa and the shift of each softmax row count as outputs, too. `simulator` is one of
+    `hwmodel.rtl_build.SIMULATORS`.
 
     Raises:
-        UsageError: Verilator or g++ is missing, or an operation does not fit the unit.
+        UsageError: the simulator or g++ is missing, or an operation does not fit the unit.
         QuasarError: a build failed, or an operation exceeded its cycle cap.
     """
     if lanes < 1 or stream_bits < 8 or stream_bits % 8:
@@ -93,6 +94,7 @@ def simulate_vector(
         parameters={"LANES": lanes, "PW": stream_bits, "MAX_TOKENS": max_tokens, "MAX_WIDTH": LARGEST_WIDTH},
         bench="vector_bench.cpp",
         defines={"X_BYTES": _ELEMENT_BYTES * lanes, "P_BYTES": stream_bits // 8},
+        simulator=simulator,
     )
     with tempfile.TemporaryDirectory(prefix="quasar-") as folder:
         jobs_file, results_file = Path(folder, "jobs"), Path(folder, "results")

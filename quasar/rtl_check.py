@@ -67,6 +67,7 @@ def check_layers(
                 stream_bits=accelerator.weight_stream_bits,
                 max_tokens=accelerator.max_tokens,
                 jobs=[job for _, job in vectors],
+                simulator=simulator,
             ),
             strict=True,
         ):

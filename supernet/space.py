@@ -12,7 +12,6 @@ equal genotypes. Populations of genotypes are int64 arrays of shape (N, G).
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -266,11 +265,6 @@ class SearchSpace:
             operator=genes[:, :, 2],
             high_precision_ratio=np.array(self.high_precision_ratio, dtype=np.float64)[genes[:, :, 3:]],
         )
-
-    def block_variants(self) -> Genotypes:
-        """Every combination of the genes of one block, shape (V, 7): with additive costs, all that a bound needs."""
-        sizes = self.gene_sizes[3 : 3 + len(BLOCK_GENES)]
-        return np.array(list(itertools.product(*map(range, sizes.tolist()))), dtype=np.int64)
 
     def _heads(self, index: int, embed_dim: int) -> int:
         if self.num_heads == "embed":

@@ -174,7 +174,7 @@ module quasar_layernorm #(
                 fine11 <= coarse10 >>> out_shift[2:0];
                 if (!kept[i]) o_data[8*i+:8] <= '0;
                 else if (fine11 > 16'sd127) o_data[8*i+:8] <= 8'h7F;
-                else if (fine11 < -16'sd128) o_data[8*i+:8] <= 8'h80;
+                else if (fine11 < -16'sd127) o_data[8*i+:8] <= 8'h81;
                 else o_data[8*i+:8] <= fine11[7:0];
             end
     end

@@ -194,7 +194,7 @@ def test_layernorm_against_float(width):
     gain, bias = rng.normal(1, 0.3, width), rng.normal(0, 0.3, width)
     constants = layernorm_constants(gain, bias, epsilon=1e-6, scale_in=1e-3, scale_out=4 / 127)
     exact = float_layernorm(x * 1e-3, gain, bias, 1e-6) / (4 / 127)
-    wrong = IntegerLayerNorm(x=x, constants=constants).outputs() - np.clip(np.rint(exact), -128, 127)
+    wrong = IntegerLayerNorm(x=x, constants=constants).outputs() - np.clip(np.rint(exact), -127, 127)
     assert np.abs(wrong).max() <= 1
     assert (wrong != 0).mean() < 0.003
 
