@@ -35,14 +35,16 @@ MIN_BITS, NARROW_BITS, MAX_BITS = 2, 4, 8
 class Backend:
     """One way to pack weight rows on a DSP: rows of up to 4 bits, rows of 5 to 8 bits, and its fabric per DSP.
 
-    LUT and FF are estimates; `source` says where they come from.
+    LUT and FF are estimates, without what a DSP48E2 takes in; `source` says where they come from. A skewed array takes
+    a beat of the weight stream input by input, so that each input but the first has a register for it.
     """
 
     name: str
     narrow_rows: int
     wide_rows: int
-    lut_per_dsp: int
-    ff_per_dsp: int
+    lut_per_dsp: float
+    ff_per_dsp: float
+    skewed: bool
     source: str
 
 
@@ -53,18 +55,21 @@ BACKENDS: Mapping[str, Backend] = {
             name="dual",
             narrow_rows=3,
             wide_rows=2,
-            lut_per_dsp=66,
-            ff_per_dsp=157,
-            source="open synthesis (yosys, xcup) of the packed DSP with its field extraction and adder tree",
+            lut_per_dsp=126,
+            ff_per_dsp=67.1,
+            skewed=False,
+            source="fitted to open syntheses (experiments/fit_resources.py): field extraction, adder trees, shadow "
+            "weights",
         ),
         Backend(
             name="atomic",
             narrow_rows=2,
             wide_rows=1,
-            lut_per_dsp=16,
-            ff_per_dsp=48,
-            source="engineering estimate, not synthesised: sums stay in the DSP cascade; two 8-bit weight registers, "
-            "their load multiplexer, and the activation and packing delays",
+            lut_per_dsp=17.9,
+            ff_per_dsp=8.38,
+            skewed=True,
+            source="fitted to open syntheses (experiments/fit_resources.py): packing, shadow weights, activation "
+            "delays; sums stay in the DSP cascade",
         ),
     )
 }
@@ -169,8 +174,9 @@ class AcceleratorColumns:
     ddr_activations: IntLike
     narrow_rows: IntLike
     wide_rows: IntLike
-    lut_per_dsp: IntLike
-    ff_per_dsp: IntLike
+    lut_per_dsp: FloatLike
+    ff_per_dsp: FloatLike
+    skewed: IntLike
 
     @staticmethod
     def one(config: AcceleratorConfig) -> AcceleratorColumns:
@@ -212,4 +218,5 @@ def _values(config: AcceleratorConfig) -> dict[str, Any]:
         "wide_rows": backend.wide_rows,
         "lut_per_dsp": backend.lut_per_dsp,
         "ff_per_dsp": backend.ff_per_dsp,
+        "skewed": int(backend.skewed),
     }

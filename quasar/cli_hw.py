@@ -357,6 +357,57 @@ def calibrate(
     }
 
 
+@hw_app.command()
+@command
+def synth(
+    *,
+    array: Array = None,
+    backend: BackendName = None,
+    accelerator: Annotated[
+        Path | None, typer.Option(help="JSON of 'quasar hw estimate --json' or cost.json of a bundle: its accelerator.")
+    ] = None,
+    device: DeviceName = "zcu102",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Synthesise the RTL of an accelerator with yosys, and show its resources beside those of the model."""
+    from dataclasses import asdict
+
+    from hwmodel.device import load_device
+    from hwmodel.resources import FIT_ERRORS
+    from hwmodel.synth import RESOURCES, compare, synthesize
+
+    config = _accelerator(array, backend, accelerator)
+    target = load_device(device)
+    synthesis = synthesize(config)
+    comparison = compare(config, synthesis)
+    total = comparison["total"]
+    if not as_json:
+        print(f"{'resource':8} {'model':>9} {'synthesis':>10} {'difference':>11} {target.name:>10}")
+        for name in RESOURCES:
+            model, found = total[name]
+            exact = name not in FIT_ERRORS
+            verdict = ("exact" if model == found else f"{model - found:+d}") if exact else f"{model / found - 1:+.1%}"
+            note = "" if exact else f"  estimate, +- {FIT_ERRORS[name].std_percent:g} %"
+            print(f"{name.upper():8} {model:9,} {found:10,} {verdict:>11} {getattr(target, name):10,}{note}")
+        c = config
+        print(
+            f"array {c.array_rows}x{c.array_inputs} {c.backend} with its vector unit of {c.vector_lanes} lanes, by "
+            f"{synthesis.tool}; without stream buffers and host interface, which are no part of the RTL"
+        )
+    return {
+        "accelerator": config.to_dict(),
+        "device": target.name,
+        "tool": synthesis.tool,
+        "exact": all(model == found for model, found in (total["dsp"], total["bram18"])),
+        "fit_errors": {name: asdict(error) for name, error in FIT_ERRORS.items()},
+        **{
+            part: {name: {"model": model, "synthesis": found} for name, (model, found) in rows.items()}
+            for part, rows in comparison.items()
+        },
+    }
+
+
 def _accelerator(array: str | None, backend: str | None, path: Path | None) -> AcceleratorConfig:
     """The configuration of a design: from a file, or from its shape and backend with the RTL's defaults."""
     from hwmodel.calibrate import design_config

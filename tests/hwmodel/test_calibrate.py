@@ -171,13 +171,13 @@ class TestFit:
         assert fit.error_percent == pytest.approx(100 * left**0.5, rel=1e-3)
 
     def test_known_factors_by_part_are_recovered(self, reports, zcu102):
-        factors = {"array": 1.4, "accumulators": 0.6, "requantization": 1.1, "vector unit": 1.1}
-        factors |= {"stream buffers": 1.1, "control": 1.1}  # what is constant in all designs is one factor
+        # what is constant in all designs is one factor
+        factors = dict.fromkeys(part_names(), 1.1) | {"array": 1.4, "accumulators": 0.6}
         arrays = [(8, 8), (8, 64), (64, 8), (32, 32), (16, 64), (64, 16), (48, 24)]
         result = calibrate([exact_design(reports, zcu102, a, factors=factors) for a in arrays], zcu102)
         for fitted in (result.lut, result.ff):
-            assert fitted.method == "3 factors for 6 parts"
-            assert set(fitted.fit.factors) == set(factors)
+            assert fitted.method.startswith("3 factors for ")
+            assert {"array", "accumulators", "vector unit"} < set(fitted.fit.factors)
             for part, factor in fitted.fit.factors.items():
                 assert factor.value == pytest.approx(factors[part], rel=0.02)
                 assert abs(factor.value - factors[part]) < 4 * factor.error + 0.01
@@ -260,7 +260,7 @@ class TestOverlay:
         estimate = FpgaCostModel(device, best).estimate(network)
         assert best.clock_mhz == 210.52
         assert estimate.resources == resources_of(best, device.calibration)
-        assert estimate.resources.ff < resources_of(best).ff
+        assert estimate.resources.lut < resources_of(best).lut
 
     def test_a_limit_is_checked_against_the_corrected_count(self, written, config):
         device = load_device(written[0])

@@ -36,8 +36,8 @@ def test_points_are_feasible_and_agree_with_the_cost_model(deit, zcu102, activat
 
 @settings(max_examples=10, deadline=None)
 @given(
-    rows=st.integers(1, 40),
-    inputs=st.integers(1, 40),
+    rows=st.integers(1, 32),
+    inputs=st.integers(1, 32),
     backend=st.sampled_from(["dual", "atomic"]),
     high=st.floats(0, 1),
 )

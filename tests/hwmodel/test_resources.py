@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from hwmodel.accelerator import AcceleratorColumns
 from hwmodel.resources import (
-    LUTRAM_BELOW_BITS,
+    DISTRIBUTED_WORDS,
+    FIT_ERRORS,
+    activation_memory,
     bram18,
     demands,
     lutram,
@@ -30,8 +32,8 @@ from hwmodel.resources import (
         (4, 4096, 1),
         (4, 4097, 2),  # 8K x 2, twice
         (18, 1024, 1),
-        (8, 128, 1),  # 1,024 bits: still a block
-        (8, 127, 0),  # 1,016 bits: LUT RAM
+        (1, 65, 1),  # a block, however narrow
+        (512, 64, 0),  # distributed, however wide
     ],
 )
 def test_blocks_of_a_bank(width, depth, blocks):
@@ -46,9 +48,9 @@ def test_banks_of_a_synthesised_engine():
 @given(width=st.integers(1, 600), depth=st.integers(1, 20000))
 def test_blocks_hold_the_bank_and_are_elementwise(width, depth):
     blocks = bram18(width, depth)
-    if width * depth < LUTRAM_BELOW_BITS:
+    if depth <= DISTRIBUTED_WORDS:
         assert blocks == 0
-        assert 32 * lutram(width, depth) >= width * depth
+        assert 64 * lutram(width, depth) >= width * depth
     else:
         assert blocks * 18 * 1024 >= width * depth
         assert lutram(width, depth) == 0
@@ -56,17 +58,53 @@ def test_blocks_hold_the_bank_and_are_elementwise(width, depth):
 
 
 def test_dsps_by_hand(config):
-    # array 2*4, requantization 2 * 32/8 lanes, vector unit 2 * 4 lanes
-    assert resources_of(config()).dsp == 8 + 8 + 8
+    # array 2*4, requantization 2 * 32/8 lanes, vector unit 3 * 4 lanes and 6
+    assert resources_of(config()).dsp == 8 + 8 + 18
 
 
 def test_block_rams_by_hand(config):
     accelerator = config(array_inputs=8, array_rows=8, activation_buffer_bytes=32768, output_stream_bits=64)
-    # accumulators 2*3*8 banks; buffer 64 x 4096 -> 16; bias 8 lanes of 54 x 6 -> LUT RAM; GELU 8/2; exponentials 4/2;
-    # weight stream 64 x 512 -> 2
-    assert resources_of(accelerator).bram18 == 48 + 16 + 0 + 4 + 2 + 2
-    # in ddr mode the two other streams are buffered as well: 16 x 512 -> 1 (8K bits), 64 x 512 -> 2
-    assert resources_of(dataclasses.replace(accelerator, activations="ddr")).bram18 == 72 + 3
+    # accumulators 2*3*8 banks; buffer 64 x 4096 -> 16; token factors 22 x 256 -> 1; bias 8 words: distributed;
+    # vector unit 64 x 512 -> 2, 32 x 128 -> 1, gains and biases 192 x 256 -> 6; weight stream 64 x 512 -> 2
+    assert resources_of(accelerator).bram18 == 48 + 16 + 1 + 9 + 2
+    # in ddr mode the buffer has 64 x 512 -> 2, and the two other streams are buffered as well: 16 x 512 -> 1,
+    # 64 x 512 -> 2
+    assert resources_of(dataclasses.replace(accelerator, activations="ddr")).bram18 == 76 - 14 + 3
+
+
+def test_distributed_memories():
+    # 14 bits of up to 32 words in 8 LUTs, 7 bits of up to 64
+    assert [int(lutram(32, depth)) for depth in (32, 33, 64, 65)] == [24, 40, 40, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "memory"),
+    [
+        ({"activation_buffer_bytes": 4096}, (32, 1024, 1)),
+        ({"activation_buffer_bytes": 4097}, (32, 1024, 1)),
+        ({"activation_buffer_bytes": 4100}, (32, 1026, 1)),  # halves of 513 words
+        ({"activations": "ddr", "max_tokens": 101}, (32, 202, 1)),
+        # four words a beat, halves of 26 beats
+        ({"activations": "ddr", "max_tokens": 101, "activation_stream_bits": 128}, (128, 52, 4)),
+    ],
+)
+def test_memory_of_the_activations(config, changes, memory):
+    assert tuple(map(int, activation_memory(AcceleratorColumns.one(config(**changes))))) == memory
+
+
+def test_the_choice_between_rows_of_blocks_is_counted(config):
+    # 32 bits: 1,024 words are two blocks of 18 x 1024; of 3,072 words, six in three rows: 2 LUTs a bit
+    small, large = (
+        {term.name: term for term in resource_terms(AcceleratorColumns.one(config(activation_buffer_bytes=size)))}
+        for size in (4096, 3 * 4096)
+    )
+    assert [int(t["activation buffer"].bram18) for t in (small, large)] == [2, 6]
+    assert [int(t["activation buffer"].lut) for t in (small, large)] == [0, 64]
+
+
+def test_the_fit_says_how_far_it_is_off():
+    assert set(FIT_ERRORS) == {"lut", "ff"}
+    assert all(0 < error.std_percent <= error.worst_percent for error in FIT_ERRORS.values())
 
 
 def test_every_term_names_its_source(config):
@@ -97,7 +135,7 @@ def test_violations_are_sentences(config, zcu102):
         activation_buffer_bytes=4_000_000,
     )
     sentences = [demand.violation for demand in demands(AcceleratorColumns.one(huge), zcu102)]
-    assert sentences[0] == "DSP 2656 exceeds 2016 (80 % of 2520)"
+    assert sentences[0] == "DSP 2666 exceeds 2016 (80 % of 2520)"
     assert sentences[1].startswith("BRAM18 ")
     assert sentences[3].endswith("exceeds 274080 (50 % of 548160)")
     assert sentences[4] == "memory bandwidth in GB/s 51.2 exceeds 14.4 (75 % of 19.2; narrow the streams)"
