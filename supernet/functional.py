@@ -175,13 +175,19 @@ def embed_patches(x_BCHW: Tensor, patch: Linear, cls_D: Tensor, position_TD: Ten
 
 
 def attention(x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer) -> Tensor:
-    """Multi-head attention; the rows of qkv are ordered (head, q|k|v, channel), so a prefix keeps whole heads."""
+    """Multi-head attention; the rows of qkv are ordered (head, q|k|v, channel), so a prefix keeps whole heads.
+
+    Written out on a CPU, where torch's fused kernel has a slow backward pass in bfloat16 and gains nothing in float32.
+    """
     batch, tokens, _ = x_BTD.shape
     qkv_BTH3N = linears["qkv"](x_BTD).reshape(batch, tokens, -1, 3, head_dim)
     q_BHTN, k_BHTN, v_BHTN = qkv_BTH3N.permute(3, 0, 2, 1, 4).unbind(0)
     q_BHTN, k_BHTN, v_BHTN = quantizer("q", q_BHTN), quantizer("k", k_BHTN), quantizer("v", v_BHTN)
-    weights_BHTT = (q_BHTN @ k_BHTN.transpose(-2, -1) * head_dim**-0.5).softmax(dim=-1)
-    mixed_BTD = (weights_BHTT @ v_BHTN).transpose(1, 2).reshape(batch, tokens, -1)
+    if x_BTD.is_cuda:
+        mixed_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHTN, v_BHTN)
+    else:
+        mixed_BHTN = (q_BHTN @ k_BHTN.transpose(-2, -1) * head_dim**-0.5).softmax(dim=-1) @ v_BHTN
+    mixed_BTD = mixed_BHTN.transpose(1, 2).reshape(batch, tokens, -1)
     return linears["proj"](quantizer("mixed", mixed_BTD))
 
 

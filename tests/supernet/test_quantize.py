@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supernet import quantize as module
 from supernet.quantize import CLIP_FACTORS, fake_quantize, qmax, quantize, row_scales, search_clip
 
 
@@ -68,3 +69,29 @@ def test_equal_to_brevitas():
     limit = torch.where(bits == 8, 127.0, 7.0)
     theirs = oracle(scale, torch.tensor(0.0), bits, weight)
     assert torch.equal(fake_quantize(weight, scale, limit), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bounds", [(127.0,), (torch.tensor(97.0), torch.tensor(-158.0))])
+def test_large_tensors_piece_by_piece_have_the_same_values(monkeypatch, dtype, bounds):
+    x = torch.randn(9, 3, 700, generator=torch.Generator().manual_seed(0)).to(dtype).transpose(1, 2)
+    scale = torch.tensor(0.02)
+    whole = fake_quantize(x, scale, *bounds)
+    monkeypatch.setattr(module, "CACHED_VALUES", 2 * 3 * 700)
+    pieces = fake_quantize(x, scale, *bounds)
+    assert pieces.dtype == dtype
+    assert torch.equal(pieces, whole)
+
+
+def test_autocast_gives_exact_codes_in_its_type():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    scale = torch.tensor(0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = fake_quantize(x, scale, 127.0)
+        of_rough = fake_quantize(x.detach().bfloat16(), scale, 127.0)
+    assert rough.dtype == of_rough.dtype == torch.bfloat16
+    assert torch.equal((rough.float() / scale).round(), quantize(x.detach(), scale, 127.0))
+    # the halves between codes from 64 on need more bits than bfloat16 has: they must not be rounded before the code
+    assert torch.equal((of_rough.float() / scale).round(), quantize(x.detach().bfloat16().float(), scale, 127.0))
+    rough.sum().backward()
+    assert torch.equal(x.grad, torch.ones(1000))
