@@ -214,13 +214,14 @@ def simulate(
         raise UsageError("give one of a network, --gemm and --bundle")
     if what is not None and (Path(what) / "manifest.json").is_file():
         bundle = Path(what)
-    config = None
+    config, exported_cycles = None, None
     if bundle is not None:
         from quasar.export.bundle import load_bundle
 
-        layers = load_bundle(bundle).operations()
+        exported = load_bundle(bundle)
+        layers = exported.operations()
         if array is None:
-            config = _read_accelerator(bundle / "cost.json")[1]
+            config, exported_cycles = exported.accelerator()
     else:
         workload = _one_product(gemm, rows8) if gemm is not None else _workload(str(what), ratio)
         layers = random_layers(workload, seed=seed)
@@ -251,14 +252,21 @@ def simulate(
             f"array {config.array_rows}x{config.array_inputs} {config.backend}, {config.vector_lanes} lanes, "
             f"{sum(r.outputs for r in results.values()):,} outputs compared, with {find_simulator(simulator).name}"
         )
+        if exported_cycles is not None:
+            print(f"the bundle's cost.json says {exported_cycles:,} cycles")
     document = {
         "accelerator": config.to_dict(),
         "layers": {name: asdict(result) for name, result in results.items()},
         "predicted_cycles": predicted,
         "simulated_cycles": simulated,
+        "exported_cycles": exported_cycles,
     }
     wrong = [name for name, r in results.items() if r.mismatching_outputs]
     late = [name for name, r in results.items() if not stall and r.predicted_cycles != r.simulated_cycles]
+    if exported_cycles not in (None, predicted):
+        raise CheckFailedError(
+            f"{bundle}: cost.json says {exported_cycles} cycles, the model {predicted}; export again", document
+        )
     if wrong or late:
         raise CheckFailedError(
             f"the RTL differs from the model: outputs of {wrong or 'none'}, cycles of {late or 'none'}; report it",

@@ -182,6 +182,11 @@ class Bundle:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DamagedInputError(f"{path}: cannot be read as golden vectors ({error}); export again") from None
 
+    def accelerator(self) -> tuple[AcceleratorConfig, int]:
+        """The accelerator that the subnet was exported for, and its cycles for one image there."""
+        content, _ = _read_json(self.folder / COST)
+        return AcceleratorConfig.from_dict(content["accelerator"]), content["cost"]["cycles"]
+
     def operations(self) -> dict[str, list[Operation]]:
         """All that the hardware does for the first golden image: of each layer, its operations with their integers.
 
