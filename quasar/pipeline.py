@@ -21,10 +21,10 @@ from quasar.progress import stage
 from quasar.report import write_front_picture, write_report
 from quasar.run_folder import RunFolder
 from search.algorithm import ALGORITHMS
-from search.bounds import latency_bounds
-from search.config import HardwareConfig
+from search.config import HardwareConfig, Limits
 from search.evaluator import supernet_evaluator
-from search.run import SearchResult, algorithm_names, infeasible_reason, run_search
+from search.limits import Feasibility, limited_device
+from search.run import SearchResult, algorithm_names, run_search
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import Evaluation, evaluate
@@ -107,21 +107,27 @@ def _check_fits(split: Split, config: RunConfig) -> None:
             raise UsageError(f"space.{key} is {wanted}, but the data set '{config.data.name}' has {found}")
 
 
-def choose_accelerator(space: SearchSpace, hardware: HardwareConfig) -> AcceleratorConfig:
+def choose_accelerator(space: SearchSpace, hardware: HardwareConfig, limits: Limits) -> AcceleratorConfig:
     """The accelerator that all subnets of a run share: the fastest for the largest subnet, as far as not fixed.
 
     Raises:
         UsageError: unknown device or backend.
-        InfeasibleError: none fits the device.
+        InfeasibleError: none fits the device and `limits`.
     """
     return best_accelerator(
         [lower(space.largest())],
-        load_device(hardware.device),
+        limited_device(load_device(hardware.device), limits),
         clock_mhz=hardware.clock_mhz,
         backend=hardware.backend,
         array=hardware.array,
         activations=hardware.activations,
     )
+
+
+def build_cost_model(config: RunConfig) -> FpgaCostModel:
+    """The cost model of the device and the accelerator of a run; same errors as `choose_accelerator`."""
+    accelerator = choose_accelerator(config.space, config.hardware, config.search.limits)
+    return FpgaCostModel(load_device(config.hardware.device), accelerator)
 
 
 def check_targets(config: RunConfig) -> None:
@@ -130,10 +136,8 @@ def check_targets(config: RunConfig) -> None:
     Raises:
         InfeasibleError: that goes for all of them, or no accelerator fits the device.
     """
-    accelerator = choose_accelerator(config.space, config.hardware)
-    cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
-    bounds = latency_bounds(config.space, cost_model)
-    reasons = [infeasible_reason(target, bounds) for target in config.search.targets]
+    feasibility = Feasibility.of(config.space, build_cost_model(config), config.search.limits)
+    reasons = [feasibility.reason(target) for target in config.search.targets]
     if all(reasons):
         raise InfeasibleError("; ".join(str(reason) for reason in reasons))
     for reason in reasons:
@@ -193,8 +197,7 @@ def search_stage(
     Raises:
         InfeasibleError: no target can be met; `front.json` says for each why.
     """
-    accelerator = choose_accelerator(config.space, config.hardware)
-    cost_model = FpgaCostModel(load_device(config.hardware.device), accelerator)
+    cost_model = build_cost_model(config)
     supernet, checkpoint = load_supernet(run, config)
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
@@ -212,7 +215,7 @@ def search_stage(
             seed=config.seed,
             progress=progress,
         )
-    front = _front_document(result, config, supernet, cost_model=cost_model, accelerator=accelerator)
+    front = _front_document(result, config, supernet, cost_model)
     write_front_picture(run.front.with_suffix(".png"), front, result.trials)
     write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
     if not any_feasible(front):
@@ -229,9 +232,7 @@ def _front_document(
     result: SearchResult,
     config: RunConfig,
     supernet: SupernetViT,
-    *,
     cost_model: FpgaCostModel,
-    accelerator: AcceleratorConfig,
 ) -> dict[str, Any]:
     chosen = {choice.subnet for choice in result.choices if choice.subnet is not None}
     test: dict[Subnet, Evaluation] = {}
@@ -249,7 +250,7 @@ def _front_document(
             "nearest_latency_ms": choice.nearest_latency_ms,
             "digest": None,
             "subnet": None,
-            "accelerator": accelerator.to_dict(),
+            "accelerator": cost_model.accelerator.to_dict(),
             "val_accuracy": None,
             "test_accuracy": None,
             "cost": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +59,44 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Hard limits on every subnet beside its target, checked by the cost model before any accuracy is measured.
+
+    `energy_mj` is that of one image, `weight_bytes` the packed weights without biases and scales. `dsp`, `bram18` and
+    `lut` are limits of the accelerator: none above them is chosen. What is null has no limit but the device's.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    latency_ms: float | None = None
+    fps: float | None = None
+    energy_mj: float | None = None
+    weight_bytes: float | None = None
+    dsp: int | None = None
+    bram18: int | None = None
+    lut: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"limits: {field.name} must be positive and finite, not {value}")
+
+    @property
+    def limit_ms(self) -> float:
+        """The largest latency that `latency_ms` and `fps` allow; infinite without either."""
+        by_rate = math.inf if self.fps is None else 1000.0 / self.fps
+        return by_rate if self.latency_ms is None else min(by_rate, self.latency_ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """A search for the best subnet under each target.
 
     `evaluations` is the number of subnets whose accuracy is measured, `population` how many of them in a generation,
     `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
+    `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
+    `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -75,11 +108,14 @@ class SearchConfig:
     parents: int = 10
     mutation_probability: float = 0.15
     batch_size: int = 512
+    limits: Limits = Limits()
+    top: int = 1
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets: the list is empty; give at least one latency_ms or fps")
-        for name in ("evaluations", "population", "parents", "batch_size"):
+        for name in ("evaluations", "population", "parents", "batch_size", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.mutation_probability <= 1:

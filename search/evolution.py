@@ -1,24 +1,33 @@
-"""Evolution that serves all latency targets at once.
+"""Evolution that serves all latency targets, and the frontier between them, in one run.
 
-Every trial counts for each target whose limit it meets. In a generation the targets take turns: each breeds children
-from its own best trials, half of them by mutation and half by crossover with mutation. Children over the limit are
-dropped before any accuracy is measured; the analytic cost of thousands takes milliseconds.
+Trials are kept in an archive of latency bins (AlphaNet's idea, with own code). Every child of a generation has a goal,
+a latency that it must meet: the targets take turns, and a share of the goals is drawn between the fastest subnet and
+the widest target. Parents are the best kept trials up to a little above the goal, and what is over the goal is repaired
+(`search.breeding`); only then is accuracy measured.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from search.algorithm import ALGORITHMS, Proposals, SearchProblem, as_array
-from search.trial import Trial, best_under
+from search.algorithm import ALGORITHMS, FloatArray, Proposals, SearchProblem, Turns, as_array
+from search.archive import LatencyArchive
+from search.breeding import Breeder
+from search.trial import Trial
 from supernet.space import Genotypes
 
-#: children bred for each one wanted; most fall to the limit, or have been seen
-_BREED = 32
-#: share of a later generation that is drawn at random, against early convergence
+#: children bred for each one wanted; some cannot be repaired, or have been seen
+_BREED = 6
+#: share of children that are drawn at random instead of bred, against early convergence
 _FRESH = 0.1
+#: share of goals that lie anywhere on the frontier instead of at a target
+_FRONTIER = 0.25
+#: parents may be so much slower than the goal: a better one that is shrunk is often the best child
+REACH = 1.25
 
 
 @ALGORITHMS.register("evolution")
@@ -28,35 +37,68 @@ class Evolution:
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         self._proposals = Proposals(problem)
+        self._turns = Turns(problem.limits_ms)
+        self._breeder = Breeder(problem)
         self._trials: list[Trial] = []
+        self._archive = LatencyArchive(
+            fastest_ms=problem.bounds.fastest_ms, limits_ms=problem.limits_ms, depth=problem.settings.parents
+        )
 
     def ask(self, count: int) -> Genotypes:
         """The first generation is random, with the extremes of the space in it; later ones are bred."""
-        limits = self._problem.limits_ms
+        problem, widest = self._problem, self._problem.limits_ms[-1]
         found: list[Genotypes] = []
         if not self._trials:
-            bounds = self._problem.bounds
-            extremes = np.stack([bounds.fastest, bounds.slowest])
-            found += self._proposals.take(extremes, min(2, count), limit_ms=max(limits))
-        for position, limit_ms in enumerate(limits):
-            share = (count - len(found)) // (len(limits) - position)
-            fresh = share if not self._trials else int(share * _FRESH)
-            bred = self._breed(share - fresh, limit_ms)
-            found += bred + self._proposals.random(share - len(bred), limit_ms=limit_ms)
-        return as_array(found, self._problem.space)
+            extremes = np.stack([problem.bounds.fastest, problem.bounds.slowest])
+            found += self._proposals.take(extremes, min(2, count), limit_ms=widest)
+        goals = self._goals(count - len(found))
+        fitted, _, source = self._breeder.fitted(self._candidates(goals), np.repeat(goals, _BREED))
+        unserved = dict(enumerate(goals.tolist()))
+        for genotype, slot in zip(fitted, (source // _BREED).tolist(), strict=True):
+            if slot in unserved and self._proposals.is_new(genotype):
+                found.append(genotype)
+                del unserved[slot]
+        for goal, wanted in sorted(Counter(unserved.values()).items()):
+            found += self._proposals.random(wanted, limit_ms=goal)
+        # What goals near the fastest subnet no longer give, the widest target may.
+        found += self._proposals.random(count - len(found), limit_ms=widest)
+        return as_array(found, problem.space)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Adds the trials to those that may breed."""
+        """Adds the trials to those that may breed, and learns from them what a repair costs."""
         self._trials.extend(trials)
+        for trial in trials:
+            self._archive.add(trial)
+        if self._trials:
+            self._breeder.learn(self._trials)
 
-    def _breed(self, count: int, limit_ms: float) -> list[Genotypes]:
-        settings, space, rng = self._problem.settings, self._problem.space, self._problem.rng
-        best = best_under(self._trials, limit_ms, count=settings.parents)
-        if not best or count == 0:
-            return []
-        parents = np.array([trial.genotype for trial in best], dtype=np.int64)
-        size = _BREED * count
-        first, second = (parents[rng.integers(len(parents), size=size)] for _ in range(2))
-        crossed = np.where(rng.random((size, 1)) < 0.5, space.crossover(first, second, rng), first)
-        children = space.mutate(crossed, rng, probability=settings.mutation_probability)
-        return self._proposals.take(children, count, limit_ms=limit_ms)
+    def report(self) -> dict[str, Any]:
+        """Nothing to say."""
+        return {}
+
+    def _goals(self, count: int) -> FloatArray:
+        """A latency for each child to meet, in ms, shape (count,)."""
+        limits, rng = self._problem.limits_ms, self._problem.rng
+        anywhere = rng.uniform(self._problem.bounds.fastest_ms, limits[-1], size=count)
+        return np.where(rng.random(count) < _FRONTIER, anywhere, self._turns.next(count))
+
+    def _candidates(self, goals: FloatArray) -> Genotypes:
+        """`_BREED` candidates for each goal, shape (N, G): children of the best near it, or fresh ones."""
+        space, rng, settings = self._problem.space, self._problem.rng, self._problem.settings
+        fresh = space.sample(rng, len(goals) * _BREED)
+        if not self._trials:
+            return fresh
+        ranked, latency = self._archive.ranked()
+        pairs = np.empty((2, len(goals), _BREED), dtype=np.int64)
+        bred = rng.random(len(goals)) >= _FRESH
+        for slot, goal in enumerate(goals.tolist()):
+            pool = np.flatnonzero(latency <= REACH * goal)[: settings.parents]
+            if len(pool):
+                pairs[:, slot] = pool[rng.integers(len(pool), size=(2, _BREED))]
+            else:
+                bred[slot] = False
+        if bred.any():
+            parents, partners = ranked[pairs[:, bred].reshape(2, -1)]
+            children = self._breeder.children(parents, partners, probability=settings.mutation_probability)
+            fresh[np.repeat(bred, _BREED)] = children
+        return fresh

@@ -7,42 +7,51 @@ the algorithm asks for the same subnets again and those in the journal are not e
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.cost import CostModel
 from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
 from search.algorithm import ALGORITHMS, SearchProblem
-from search.bounds import LatencyBounds, latency_bounds
-from search.config import SearchConfig, Target
+from search.bounds import LatencyBounds
+from search.config import Limits, SearchConfig, Target
 from search.evaluator import Evaluator
+from search.limits import Feasibility, costs_function
 from search.trial import Choice, ParetoFront, Trial, best_under
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
-from supernet.lowering import lower_many
-from supernet.space import Genotypes, SearchSpace
+from supernet.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
-    """A choice for each target, in the order of the targets, and all trials behind them."""
+    """A choice for each target, in the order of the targets, and all trials behind them.
+
+    `curve` is the hypervolume after each generation, as (evaluations, hypervolume); `report` what the algorithm says
+    about itself; `stopped` why the search ended before its budget, if it did.
+    """
 
     choices: tuple[Choice, ...]
     trials: tuple[Trial, ...]
     front: ParetoFront
     bounds: LatencyBounds
     hypervolume: float
+    curve: tuple[tuple[int, float], ...]
+    report: dict[str, Any]
+    stopped: str | None
 
 
 def algorithm_names() -> list[str]:
     """The registered search algorithms."""
     import search.evolution
-    import search.random_search  # noqa: F401  (both register themselves)
+    import search.optuna_search
+    import search.predictor_search
+    import search.random_search  # noqa: F401  (they register themselves)
 
     return ALGORITHMS.names()
 
@@ -72,110 +81,110 @@ def run_search(
     """
     algorithm_names()
     build = ALGORITHMS.get(config.algorithm)
-    bounds = latency_bounds(space, model)
-    feasible = sorted(t.limit_ms for t in config.targets if not infeasible_reason(t, bounds))
+    feasibility = Feasibility.of(space, model, config.limits)
+    bounds, cap_ms = feasibility.bounds, config.limits.limit_ms
+    limits_ms = sorted({min(t.limit_ms, cap_ms) for t in config.targets if not feasibility.reason(t)})
     trials: list[Trial] = []
-    if feasible:
-
-        def latency_of(genotypes: Genotypes) -> NDArray[np.float64]:
-            batch = model.estimate_many(lower_many(space.arrays(genotypes)))
-            return np.where(batch.fits, batch.latency_ms, np.inf)
-
+    curve: list[tuple[int, float]] = []
+    front = ParetoFront(trials=())
+    leaders: dict[float, Trial] = {}  # the best so far under each limit
+    report: dict[str, Any] = {}
+    stopped: str | None = None
+    if limits_ms:
+        costs_of = costs_function(space, model, config.limits)
         algorithm = build(
             SearchProblem(
                 space=space,
-                latency_of=latency_of,
+                costs_of=costs_of,
                 bounds=bounds,
-                limits_ms=tuple(feasible),
+                anchors=feasibility.anchors,
+                limits_ms=tuple(limits_ms),
                 settings=config,
                 rng=np.random.default_rng(seed),
             )
         )
-        known = _read_journal(journal)
+        known = read_journal(journal)
         generation = 0
         while len(trials) < config.evaluations:
             genotypes = algorithm.ask(min(config.population, config.evaluations - len(trials)))
             if len(genotypes) == 0:
-                break  # the algorithm knows no further feasible subnet
+                stopped = (
+                    f"{config.algorithm} found no further subnet within the limits, in its bounded number of attempts, "
+                    f"after {len(trials)} of {config.evaluations} evaluations"
+                )
+                break
             told = len(trials)
-            for genotype, latency_ms in zip(genotypes, latency_of(genotypes), strict=True):
+            for genotype, latency_ms in zip(genotypes, costs_of(genotypes).latency_ms.tolist(), strict=True):
                 subnet = space.decode(genotype)
-                measured = known.get(subnet.digest)
+                digest = subnet.digest
+                measured = known.get(digest)
                 fresh = measured is None
                 if measured is None:
                     measured = evaluator(subnet)
                 trial = Trial(
                     index=len(trials),
                     generation=generation,
-                    digest=subnet.digest,
+                    digest=digest,
                     genotype=tuple(genotype.tolist()),
                     val_accuracy=measured.accuracy,
                     val_loss=measured.loss,
-                    latency_ms=float(latency_ms),
+                    latency_ms=latency_ms,
                 )
                 if fresh:
-                    _append(journal, trial, images=measured.images)
+                    append_line(journal, json.dumps(trial.to_dict() | {"images": measured.images}))
                 trials.append(trial)
-                progress(len(trials), config.evaluations, _summary(trials, feasible))
+                for limit_ms in limits_ms:
+                    if latency_ms <= limit_ms and (
+                        limit_ms not in leaders or trial.quality > leaders[limit_ms].quality
+                    ):
+                        leaders[limit_ms] = trial
+                progress(len(trials), config.evaluations, _summary(leaders))
             algorithm.tell(trials[told:])
             generation += 1
-    front = ParetoFront.of(trials)
+            front = ParetoFront.of([*front.trials, *trials[told:]])
+            curve.append((len(trials), front.hypervolume(slowest_ms=bounds.slowest_ms)))
+        report = algorithm.report()
     return SearchResult(
-        choices=tuple(_choose(target, trials, space, bounds) for target in config.targets),
+        choices=tuple(_choose(target, trials, space, feasibility, config) for target in config.targets),
         trials=tuple(trials),
         front=front,
         bounds=bounds,
-        hypervolume=front.hypervolume(slowest_ms=bounds.slowest_ms),
+        hypervolume=curve[-1][1] if curve else 0.0,
+        curve=tuple(curve),
+        report=report,
+        stopped=stopped,
     )
 
 
-def infeasible_reason(target: Target, bounds: LatencyBounds) -> str | None:
-    """Why no subnet of the space can meet the target, with the nearest latency; None if one can."""
-    if target.limit_ms >= bounds.fastest_ms:
-        return None
-    return (
-        f"no subnet of the space meets {target}: the fastest takes {_up(bounds.fastest_ms)} ms "
-        f"({math.floor(1000 / bounds.fastest_ms)} FPS); give the space smaller choices, or the device a larger array "
-        "or a faster clock"
-    )
-
-
-def _up(latency_ms: float) -> str:
-    """Six digits, rounded up: as a target it can be met."""
-    step = 10.0 ** (math.floor(math.log10(latency_ms)) - 5)
-    return f"{math.ceil(latency_ms / step - 1e-6) * step:.6g}"
-
-
-def _choose(target: Target, trials: list[Trial], space: SearchSpace, bounds: LatencyBounds) -> Choice:
-    limit_ms = target.limit_ms
-    reason = infeasible_reason(target, bounds)
+def _choose(
+    target: Target, trials: Sequence[Trial], space: SearchSpace, feasibility: Feasibility, config: SearchConfig
+) -> Choice:
+    limit_ms, fastest_ms = target.limit_ms, feasibility.bounds.fastest_ms
+    reason = feasibility.reason(target)
     if reason:
-        return Choice(limit_ms=limit_ms, trial=None, subnet=None, reason=reason, nearest_latency_ms=bounds.fastest_ms)
-    best = best_under(trials, limit_ms)
+        return Choice(limit_ms=limit_ms, reason=reason, nearest_latency_ms=fastest_ms)
+    best = best_under(trials, limit_ms, count=config.top)
     if not best:
+        together = " together with search.limits" if config.limits != Limits() else ""
         return Choice(
             limit_ms=limit_ms,
-            trial=None,
-            subnet=None,
-            reason=f"{target} can be met, but none of the {len(trials)} evaluated subnets does; raise "
-            "search.evaluations",
-            nearest_latency_ms=min((t.latency_ms for t in trials), default=bounds.fastest_ms),
+            reason=f"{target} can be met, but none of the {len(trials)} evaluated subnets meets it{together}; raise "
+            f"search.evaluations{' or a limit' if together else ''}",
+            nearest_latency_ms=min((t.latency_ms for t in trials), default=fastest_ms),
         )
-    return Choice(limit_ms=limit_ms, trial=best[0], subnet=space.decode(np.array(best[0].genotype, dtype=np.int64)))
-
-
-def _summary(trials: list[Trial], limits_ms: list[float]) -> str:
-    best = (best_under(trials, limit) for limit in limits_ms)
-    return "best: " + "  ".join(
-        f"{limit:.3g} ms {found[0].val_accuracy:.1%}" for limit, found in zip(limits_ms, best, strict=True) if found
+    return Choice(
+        limit_ms=limit_ms,
+        trial=best[0],
+        subnet=space.decode(np.array(best[0].genotype, dtype=np.int64)),
+        alternatives=tuple(best[1:]),
     )
 
 
-def _append(journal: Path, trial: Trial, *, images: int) -> None:
-    append_line(journal, json.dumps(trial.to_dict() | {"images": images}))
+def _summary(leaders: Mapping[float, Trial]) -> str:
+    return "best: " + "  ".join(f"{limit:.3g} ms {leaders[limit].val_accuracy:.1%}" for limit in sorted(leaders))
 
 
-def _read_journal(journal: Path) -> dict[str, Evaluation]:
+def read_journal(journal: Path) -> dict[str, Evaluation]:
     """What has been evaluated, by digest. A last line without its end, as a kill leaves it, is cut off."""
     if not journal.exists():
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from supernet.subnet import Subnet
@@ -28,7 +28,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in `trials.jsonl`."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +67,14 @@ def best_under(trials: Sequence[Trial], limit_ms: float, *, count: int = 1) -> l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What the search found for one target: a trial and its subnet, or the reason why there is none."""
+    """What the search found for one target: a trial and its subnet, or the reason why there is none.
+
+    `alternatives` are the next best trials that meet the target, best first.
+    """
 
     limit_ms: float
-    trial: Trial | None
-    subnet: Subnet | None
+    trial: Trial | None = None
+    subnet: Subnet | None = None
+    alternatives: tuple[Trial, ...] = ()
     reason: str | None = None
     nearest_latency_ms: float | None = None

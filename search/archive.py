@@ -1,0 +1,44 @@
+"""The best trials in each bin of latency: small however long the search, and diverse along the whole frontier."""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable
+
+import numpy as np
+
+from search.algorithm import FloatArray
+from search.trial import Trial
+from supernet.space import Genotypes
+
+#: bins between the fastest subnet and the widest limit, beside the edges that the limits themselves are
+_BINS = 32
+
+
+class LatencyArchive:
+    """Bins of latency, each with its `depth` best trials; the limits are edges, so that no bin straddles one."""
+
+    def __init__(self, *, fastest_ms: float, limits_ms: Iterable[float], depth: int) -> None:
+        limits = sorted(limits_ms)
+        inner = np.linspace(fastest_ms, limits[-1], _BINS + 1)[1:-1].tolist()
+        self._edges = sorted({*inner, *limits})
+        self._bins: list[list[Trial]] = [[] for _ in range(len(self._edges) + 1)]
+        self._depth = depth
+
+    def add(self, trial: Trial) -> None:
+        """Keeps the trial if it is among the best of its bin."""
+        # a latency equal to an edge belongs below it: it still meets that limit
+        position = bisect_right(self._edges, np.nextafter(trial.latency_ms, 0))
+        members = self._bins[position]
+        insort(members, trial, key=_worst_last)
+        del members[self._depth :]
+
+    def ranked(self) -> tuple[Genotypes, FloatArray]:
+        """All kept trials, best first: genotypes (n, G) and latency in ms (n,)."""
+        trials = sorted((trial for members in self._bins for trial in members), key=_worst_last)
+        genotypes = np.array([trial.genotype for trial in trials], dtype=np.int64)
+        return genotypes, np.array([trial.latency_ms for trial in trials])
+
+
+def _worst_last(trial: Trial) -> tuple[float, ...]:
+    return (*(-part for part in trial.quality), trial.index)

@@ -1,0 +1,171 @@
+"""Limits before search: what candidates cost against their limits, and which targets no subnet can meet.
+
+All figures of a subnet add up over its layers, so the smallest and the largest subnet in each of them is found as in
+`search.bounds`, without enumeration; figures in bytes to within the rounding of a byte. Each limit is proven on its
+own. Limits that can be met one by one but not together are found out by the search, which gives up within a bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from hwmodel.cost import CostModel
+from hwmodel.device import Device
+from search.algorithm import Costs, CostsOf, FloatArray
+from search.bounds import MIXER_GENES, MLP_GENES, LatencyBounds, _variants, latency_bounds
+from search.config import Limits, Target
+from supernet.lowering import lower, lower_many
+from supernet.space import GLOBAL_GENES, Genotypes, SearchSpace
+
+#: figures of a subnet, in the order of tables, with their units
+FIGURES: Mapping[str, str] = {
+    "latency_ms": "ms",
+    "fps": "FPS",
+    "energy_mj": "mJ",
+    "weight_bytes": "bytes",
+    "macs": "MAC",
+}
+#: figures that limits hold for, beside the latency: a limit and the subnet that is smallest in it
+_LIMITED = ("energy_mj", "weight_bytes")
+_REMEDIES = {
+    "compute": "the array computes: a larger hardware.array or a faster hardware.clock_mhz helps",
+    "weights": "weights come in: fewer or narrower weight rows help, or a device with a wider memory",
+    "activations": "activations come in: smaller images or widths help, or hardware.activations=onchip",
+    "output": "results go out: smaller images or widths help",
+    "vector": "the vector unit works: fewer tokens help (smaller images, larger patches)",
+}
+
+
+def figures_of(space: SearchSpace, model: CostModel, genotypes: Genotypes) -> dict[str, FloatArray]:
+    """All `FIGURES` of canonical genotypes (N, G), each of shape (N,)."""
+    population = lower_many(space.arrays(genotypes))
+    batch = model.estimate_many(population)
+    return {
+        "latency_ms": batch.latency_ms,
+        "fps": 1000 / batch.latency_ms,
+        "energy_mj": batch.energy_mj,
+        "weight_bytes": population.weight_bytes().astype(np.float64),
+        "macs": population.macs().astype(np.float64),
+    }
+
+
+def costs_function(space: SearchSpace, model: CostModel, limits: Limits) -> CostsOf:
+    """The function that an algorithm asks for the costs of its candidates."""
+    limit_ms = limits.limit_ms
+
+    def costs_of(genotypes: Genotypes) -> Costs:
+        if len(genotypes) == 0:
+            return Costs(latency_ms=np.zeros(0), overrun=np.zeros(0))
+        population = lower_many(space.arrays(genotypes))
+        batch = model.estimate_many(population)
+        overrun = np.where(batch.fits, 0.0, np.inf)
+        if math.isfinite(limit_ms):
+            overrun = np.maximum(overrun, batch.latency_ms / limit_ms)
+        if limits.energy_mj is not None:
+            overrun = np.maximum(overrun, batch.energy_mj / limits.energy_mj)
+        if limits.weight_bytes is not None:
+            overrun = np.maximum(overrun, population.weight_bytes() / limits.weight_bytes)
+        return Costs(latency_ms=batch.latency_ms, overrun=overrun)
+
+    return costs_of
+
+
+def limited_device(device: Device, limits: Limits) -> Device:
+    """The device with no more DSPs, block RAMs and LUTs than `limits` allow an accelerator."""
+    shares = {}
+    for name in ("dsp", "bram18", "lut"):
+        limit = getattr(limits, name)
+        if limit is not None:
+            shares[name] = min(getattr(device.limits, name), limit / getattr(device, name))
+    return dataclasses.replace(device, limits=dataclasses.replace(device.limits, **shares)) if shares else device
+
+
+def extremes(space: SearchSpace, figure: Callable[[Genotypes], FloatArray]) -> tuple[Genotypes, Genotypes]:
+    """The genotypes (G,) with the smallest and the largest figure, for one that adds up over layers.
+
+    Args:
+        figure: gives the figure of canonical genotypes (N, G), shape (N,).
+    """
+    smallest: list[Genotypes] = []
+    largest: list[Genotypes] = []
+    for image_size, embed_dim in product(range(len(space.image_size)), range(len(space.embed_dim))):
+        for found, depth, pick in ((smallest, 0, np.argmin), (largest, len(space.depth) - 1, np.argmax)):
+            genotype = np.zeros(len(space.gene_sizes), dtype=np.int64)
+            genotype[: len(GLOBAL_GENES)] = image_size, embed_dim, depth
+            for half in (MIXER_GENES, MLP_GENES):
+                variants = _variants(space, genotype, half)
+                genotype = variants[pick(figure(variants))]
+            found.append(genotype)
+    low, high = np.stack(smallest), np.stack(largest)
+    return low[figure(low).argmin()], high[figure(high).argmax()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feasibility:
+    """What is proven before a search; `anchors` (A, G) are the subnets smallest in latency and in limited figures.
+
+    `broken` is a sentence about a limit that no subnet keeps, `bottleneck` one about what the fastest subnet waits for.
+    """
+
+    bounds: LatencyBounds
+    anchors: Genotypes
+    broken: str | None
+    bottleneck: str
+
+    @staticmethod
+    def of(space: SearchSpace, model: CostModel, limits: Limits) -> Feasibility:
+        """Proves what the space can meet on the hardware of `model`."""
+        bounds = latency_bounds(space, model)
+        anchors, broken = [bounds.fastest], None
+        if limits.limit_ms < bounds.fastest_ms:
+            broken = (
+                f"search.limits allows {limits.limit_ms:g} ms, and the fastest subnet of the space takes "
+                f"{round_up(bounds.fastest_ms)} ms"
+            )
+        for name in _LIMITED:
+            limit = getattr(limits, name)
+            if limit is None:
+                continue
+
+            def figure(genotypes: Genotypes, name: str = name) -> FloatArray:
+                return figures_of(space, model, genotypes)[name]
+
+            smallest = extremes(space, figure)[0]
+            anchors.append(smallest)
+            least = float(figure(smallest[None])[0])
+            if least > limit and broken is None:
+                broken = (
+                    f"no subnet of the space keeps to search.limits.{name} {limit:g}: the least is "
+                    f"{round_up(least)} {FIGURES[name]}; raise the limit or give the space smaller choices"
+                )
+        cost = model.estimate(lower(space.decode(bounds.fastest)))
+        waits: Counter[str] = Counter()
+        for layer in cost.layers:
+            waits[layer.bound] += layer.cycles
+        bound, cycles = waits.most_common(1)[0] if waits else ("", 0)
+        bottleneck = f"{cycles / cost.cycles:.0%} of its time {_REMEDIES[bound]}" if bound in _REMEDIES else ""
+        return Feasibility(bounds=bounds, anchors=np.stack(anchors), broken=broken, bottleneck=bottleneck)
+
+    def reason(self, target: Target) -> str | None:
+        """Why no subnet of the space can meet the target, with the nearest value that one can; None if one may."""
+        if target.limit_ms < self.bounds.fastest_ms:
+            fastest_ms = self.bounds.fastest_ms
+            waits = f"; {self.bottleneck}" if self.bottleneck else ""
+            return (
+                f"no subnet of the space meets {target}: the fastest takes {round_up(fastest_ms)} ms "
+                f"({math.floor(1000 / fastest_ms)} FPS){waits}; or give the space smaller choices"
+            )
+        return f"{target}: {self.broken}" if self.broken else None
+
+
+def round_up(value: float) -> str:
+    """Six digits, rounded up: as a limit it can be met."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 5)
+    return f"{math.ceil(value / step - 1e-6) * step:.6g}"
