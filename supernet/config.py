@@ -13,13 +13,26 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetConfig:
-    """What the supernet has beside its space: the initial value of supernet layer scaling, null for none."""
+    """What the supernet has beside its space, and where it starts.
+
+    Args:
+        layer_scale: initial value of supernet layer scaling, null for none; with `init_from` it starts at 1.
+        init_from: a timm model's name, the path of its weights, or a checkpoint of a supernet of the same space; see
+            `supernet.pretrained`. Null starts from random weights.
+        reorder: whether to order heads, hidden units and channels of `init_from` by importance, once.
+        calibration_images: training images that set the first activation ranges, and the order.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     layer_scale: float | None = 0.1
+    init_from: str | None = None
+    reorder: bool = True
+    calibration_images: int = 200
 
     def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise ValueError(f"calibration_images must be positive, not {self.calibration_images}")
         if self.layer_scale is not None and not 0 < self.layer_scale <= 1:
             raise ValueError(f"layer_scale must lie in (0, 1] or be null, not {self.layer_scale}")
 

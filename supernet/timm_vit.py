@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hwmodel.errors import UsageError
 from hwmodel.registry import unknown_name
 from supernet.subnet import BlockChoice, Subnet
 
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
-def subnet_of_timm(name: str, *, high_precision_ratio: float = 1.0) -> Subnet:
-    """The shape of a timm Vision Transformer, with the same share of 8-bit rows in all linears.
 
-    The model is built without memory for its weights, and nothing is downloaded.
+def plain_vit(name: str) -> VisionTransformer:
+    """A timm Vision Transformer, built without memory for its weights; nothing is downloaded.
 
     Raises:
         UsageError: timm has no such model, or it is no plain ViT (one class token, one width, global attention).
@@ -29,8 +30,18 @@ def subnet_of_timm(name: str, *, high_precision_ratio: float = 1.0) -> Subnet:
     if type(model) is not VisionTransformer or model.num_prefix_tokens != 1 or model.global_pool != "token":
         raise UsageError(
             f"'{name}' is not a plain Vision Transformer with one class token, such as deit_tiny_patch16_224; "
-            "other families have no lowering yet"
+            "other families are not supported yet"
         )
+    return model
+
+
+def subnet_of_timm(name: str, *, high_precision_ratio: float = 1.0) -> Subnet:
+    """The shape of a timm Vision Transformer, with the same share of 8-bit rows in all linears.
+
+    Raises:
+        UsageError: see `plain_vit`; or images or patches are not square.
+    """
+    model = plain_vit(name)
     height, width = model.patch_embed.img_size
     patch_size = model.patch_embed.patch_size
     if height != width or patch_size[0] != patch_size[1]:

@@ -29,8 +29,8 @@ from supernet.config import Progress, SupernetConfig, TrainConfig
 from supernet.data.splits import Split
 from supernet.distill import Teacher, load_teacher
 from supernet.evaluate import Evaluation, probe
-from supernet.functional import Observer
 from supernet.metrics import open_metrics
+from supernet.pretrained import prepare
 from supernet.space import SearchSpace
 from supernet.step import Step
 from supernet.vit import SupernetViT
@@ -98,7 +98,7 @@ def train(
         state = _State.restored(start, source=str(last), config=config, steps=steps, device=device)
     else:
         model = new_supernet(space, supernet, seed=seed).to(device)
-        _calibrate(model, next(train_split.batches(config.batch_size, device=device))[0])
+        prepare(model, supernet, train_split, seed=seed)
         state = _State.fresh(model, config=config, steps=steps)
         state.checkpoint(about).save(last)  # where a first epoch that diverges goes back to
     probes: dict[str, Evaluation] = {}
@@ -294,16 +294,6 @@ def _optimizer_and_schedule(
         t_in_epochs=False,
     )
     return optimizer, scheduler
-
-
-@torch.no_grad()
-def _calibrate(model: SupernetViT, x_BCHW: Tensor) -> None:
-    """First activation scales, from a float pass of the largest subnet."""
-    observer = Observer(quantize=False)
-    for mixer in range(len(model.space.operator)):
-        subnet = model.space.largest(operator=mixer)
-        model(x_BCHW, subnet, observer)
-    observer.update(momentum=0.0)
 
 
 def _summary(epoch: int, epochs: int, probes: dict[str, Evaluation]) -> str:
