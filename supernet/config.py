@@ -113,6 +113,7 @@ class TrainConfig:
     Args:
         epochs: 0 only calibrates the activation scales of the initial weights.
         batch_size: images of one optimizer step.
+        float_epochs: first epochs, without quantization; the ranges of activations are followed all the same.
         accumulate: equal parts in which a batch goes through the network, one after the other: less memory, and the
             same gradient up to rounding.
         clip_grad_norm: upper limit of the gradient's norm, null for none.
@@ -142,6 +143,7 @@ class TrainConfig:
     clip_grad_norm: float | None = 1.0
     activation_momentum: float = 0.95
     eval_every: int = 1
+    float_epochs: int = 0
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = None
@@ -158,7 +160,16 @@ class TrainConfig:
         for name in ("batch_size", "lr", "eval_every", "accumulate", "check_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("epochs", "weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "max_rollbacks"):
+        for name in (
+            "epochs",
+            "weight_decay",
+            "warmup_epochs",
+            "min_lr",
+            "float_epochs",
+            "mixup",
+            "cutmix",
+            "max_rollbacks",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         for name in ("label_smoothing", "activation_momentum", "drop_path"):
@@ -178,6 +189,8 @@ class TrainConfig:
     def _check_together(self) -> None:
         if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")
+        if self.float_epochs > self.epochs:
+            raise ValueError(f"float_epochs ({self.float_epochs}) must not be more than epochs ({self.epochs})")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} parts do not divide batch_size {self.batch_size}")
         if (self.mixup or self.cutmix) and self.batch_size % 2:

@@ -23,7 +23,7 @@ from supernet.data.randomness import seeded
 from supernet.distill import Teacher, divergence
 from supernet.functional import Observer
 from supernet.sampling import STRATEGIES
-from supernet.vit import QuantizedOnce, SupernetViT, Weights, quantized
+from supernet.vit import QuantizedOnce, SupernetViT, Weights, quantized, unquantized
 
 #: what random numbers are for; the subnets of a step need no number of their own
 _MIXUP, _DROP_PATH = 1, 2
@@ -35,6 +35,7 @@ class Step:
     Args:
         seed: of everything random.
         rollbacks: how often the training went back so far.
+        quantize: False for a step of float weights and activations; ranges of activations are followed all the same.
         teacher: teaches the subnets; None for the largest subnet of each step, or for none, as `config.distill` says.
 
     Raises:
@@ -49,6 +50,7 @@ class Step:
         *,
         seed: int,
         rollbacks: int = 0,
+        quantize: bool = True,
         teacher: Teacher | None = None,
     ) -> None:
         self._model = model
@@ -56,6 +58,7 @@ class Step:
         self._config = config
         self._seed = seed
         self._rollbacks = rollbacks
+        self._quantize = quantize
         self._teacher = teacher
         self._strategy = STRATEGIES.get(config.sampling.strategy)
         self._largest = model.space.largest()
@@ -72,9 +75,10 @@ class Step:
         subnets = self._strategy(model.space, rng, config.sampling.random)
         x_BCHW, target_B = self._mixed(x_BCHW, y_B, step)
         drop_path_L2B = self._drop_path(len(x_BCHW), step)
-        once = len(subnets) * config.accumulate > 1
-        weights: Weights = QuantizedOnce() if once else quantized
-        observer = Observer()
+        weights: Weights = unquantized
+        if self._quantize:
+            weights = QuantizedOnce() if len(subnets) * config.accumulate > 1 else quantized
+        observer = Observer(quantize=self._quantize)
         share = 1 / (len(subnets) * config.accumulate)
         loss = torch.zeros((), device=x_BCHW.device)
         self._optimizer.zero_grad(set_to_none=True)

@@ -250,12 +250,22 @@ def _epoch(
     text: str,
 ) -> float:
     """Trains for one epoch and gives the mean loss; raises `_DivergedError` as soon as that is seen."""
-    train_step = Step(state.model, state.optimizer, config, seed=seed, rollbacks=state.rollbacks, teacher=teacher)
+    train_step = Step(
+        state.model,
+        state.optimizer,
+        config,
+        seed=seed,
+        rollbacks=state.rollbacks,
+        quantize=state.epoch >= config.float_epochs,
+        teacher=teacher,
+    )
+    # The loss may rise where quantization begins: levels from before say nothing about it.
+    level = None if state.epoch == config.float_epochs else state.loss_level
     watch = LossWatch(
         every=config.check_every,
         spike_factor=config.spike_factor,
         chance=math.log(state.model.space.num_classes),
-        level=state.loss_level,
+        level=level,
     )
     device = state.model.cls_token.device
     loss_sum = torch.zeros((), device=device)

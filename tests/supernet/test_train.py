@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -121,6 +122,62 @@ def test_resuming_a_finished_run_changes_nothing(start, tmp_path):
     again = start(resume=True)
     assert again.probes == result.probes
     assert again.checkpoint.read_bytes() == before
+
+
+def test_a_float_phase_leaves_ranges_for_the_quantized_one(start, tmp_path, monkeypatch):
+    seen = []
+    step = Step.__call__
+
+    def watched(self, x_BCHW, y_B, number):
+        seen.append(self._quantize)
+        return step(self, x_BCHW, y_B, number)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    result = start(config=dataclasses.replace(CONFIG, float_epochs=2))
+    per_epoch = len(seen) // 3
+    assert seen == [False] * (2 * per_epoch) + [True] * per_epoch
+    only_float = start(config=dataclasses.replace(CONFIG, float_epochs=3), folder=tmp_path / "float")
+    assert Checkpoint.load(result.checkpoint).digest != Checkpoint.load(only_float.checkpoint).digest
+
+
+def test_no_epochs_leave_a_calibrated_supernet(start, tmp_path):
+    result = start(config=dataclasses.replace(CONFIG, epochs=0))
+    checkpoint = Checkpoint.load(result.checkpoint)
+    assert checkpoint.epoch == checkpoint.step == 0
+    assert checkpoint.model["sites.scale"].max() < 1  # where uncalibrated scales are
+    assert result.probes.keys() == {"max", "min", "random1", "random2", "random3", "random4"}
+    assert rows(tmp_path / "train") == []
+
+
+def test_an_average_is_kept_beside_the_weights_in_training(start):
+    checkpoint = Checkpoint.load(start(config=dataclasses.replace(CONFIG, ema_decay=0.9)).checkpoint)
+    plain = Checkpoint.load(start(config=CONFIG).checkpoint)
+    assert all(torch.equal(checkpoint.trained[name], tensor) for name, tensor in plain.model.items())
+    assert not torch.equal(checkpoint.model["head.weight"], checkpoint.trained["head.weight"])
+    used = checkpoint.build(source="c")
+    assert torch.equal(used.head.weight, checkpoint.model["head.weight"])
+
+
+def test_a_checkpoint_of_format_1_is_resumed(start, tmp_path):
+    start(config=CONFIG, progress=lambda done, total, text: None)
+    whole = Checkpoint.load(tmp_path / "train" / "checkpoints" / "last.safetensors")
+    with pytest.raises(StopError):
+        start(folder=tmp_path / "old", progress=stopping(25))
+    path = tmp_path / "old" / "checkpoints" / "last.safetensors"
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["quasar"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about["format"] = 1
+    about.pop("rollbacks")
+    about.pop("loss_level")
+    younger = ("accumulate", "precision", "ema_decay", "sampling", "distill", "spike_factor")
+    about["settings"] = {
+        key.removeprefix("train."): value
+        for key, value in about["settings"].items()
+        if not key.removeprefix("train.").startswith(younger)
+    }
+    safetensors.torch.save_file(tensors, path, metadata={"quasar": json.dumps(about)})
+    assert Checkpoint.load(start(folder=tmp_path / "old", resume=True).checkpoint).digest == whole.digest
 
 
 @pytest.mark.slow
@@ -328,6 +385,7 @@ def test_evaluate_counts_by_hand(supernet, space, splits):
         ({"ema_decay": 1.0}, "ema_decay must lie between 0 and 1"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\)"),
         ({"spike_factor": 1.0}, "spike_factor must be above 1"),
+        ({"float_epochs": 4}, r"float_epochs \(4\) must not be more than epochs \(3\)"),
         ({"max_rollbacks": -1}, "max_rollbacks must not be negative"),
         ({"distill": DistillConfig(kind="kl")}, "nothing teaches: choose sampling.strategy sandwich"),
         ({"lr": float("nan")}, "lr must be positive"),
