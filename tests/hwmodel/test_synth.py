@@ -81,7 +81,7 @@ def test_missing_tool(monkeypatch):
 
 
 def test_limits(monkeypatch):
-    with pytest.raises(UsageError, match="64 x 32 takes too long to synthesise; use at most 1024 DSPs"):
+    with pytest.raises(UsageError, match="64 x 32 takes too long to synthesise; use at most 512 DSPs"):
         synthesize(design_config(array=(64, 32)))
     with pytest.raises(UsageError, match="activation_stream_bits 24 must divide 64"):
         synth.rtl_parameters(

@@ -132,7 +132,7 @@ class TestCalibrate:
         text = (here / "design_utilization.rpt").read_text()
         (here / "design_utilization.rpt").write_text(text.replace("Routed", "Synthesized"))
         out = cli("hw", "calibrate", *paths, *FLAGS, "--out", "mine.yaml").out
-        assert "note: 16x32 dual: 900 DSPs reported, 560 by the model" in out
+        assert "note: 16x32 dual: 900 DSPs reported, 582 by the model" in out
         assert "design state Synthesized, not Routed" in out
         assert "all designs are dual: for the other backend" in out
 

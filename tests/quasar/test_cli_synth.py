@@ -63,4 +63,4 @@ def test_mistakes_are_one_line(cli, synthesised, monkeypatch):
     monkeypatch.undo()
     result = cli("hw", "synth", "--array", "64x32", "--backend", "dual")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "use at most 1024 DSPs" in result.err
+    assert "use at most 512 DSPs" in result.err
