@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from supernet.calibrate import Histogram, calibrate, full_range, least_error_range, percentile_range, recalibrate
+from supernet.calibrate import (
+    Histogram,
+    before_gelu_range,
+    calibrate,
+    full_range,
+    least_error_range,
+    percentile_range,
+    recalibrate,
+)
 from supernet.functional import Observer
 from supernet.quantize import search_clip
 from supernet.standalone import extract
@@ -32,6 +40,13 @@ def test_ranges_of_a_tail():
     # a single value of 4 is: all the others have a step of 1 / 127 instead of 4 / 127
     x = torch.cat([torch.linspace(-1, 1, 999_999), torch.full((1,), 4.0)])
     assert least_error_range(*histogram(x), False)[1] < 2
+
+
+def test_before_gelu_large_negative_values_are_clipped():
+    x = torch.linspace(-20, 5, 10_001)
+    smallest, largest = before_gelu_range(*histogram(x), False)
+    assert max(-smallest, largest) == pytest.approx(5, abs=0.3)
+    assert -least_error_range(*histogram(x), False)[0] > 15
 
 
 def test_the_least_error_is_found_at_asymmetric_sites(supernet):
