@@ -116,6 +116,10 @@ def _timm_model(config: DistillConfig, space: SearchSpace) -> nn.Module:
             "timm's, or train.distill.teacher_weights to the path of your own"
         )
     if config.pretrained:
+        known = timm.get_pretrained_cfg(name)
+        if known is None:
+            raise UsageError(f"train.distill.teacher: timm has no weights of {name}; choose another model")
+        _check_shape(name, known.num_classes, known.input_size[0], space)  # before anything is fetched
         try:
             model: Any = timm.create_model(name, pretrained=True)
         except Exception as error:  # whatever the hub's client raises: offline, no such file, no weights of that model
@@ -124,7 +128,6 @@ def _timm_model(config: DistillConfig, space: SearchSpace) -> nn.Module:
                 f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
                 "set train.distill.teacher_weights to a local file"
             ) from None
-        _check_shape(name, model.num_classes, model.pretrained_cfg["input_size"][0], space)
         return cast(nn.Module, model)
     path = Path(str(config.teacher_weights))
     if not path.is_file():

@@ -10,9 +10,9 @@ from torch import Tensor
 class LossWatch:
     """Sums losses where they are, on the device, and looks at their mean every `every` steps only.
 
-    A spike is a mean over those steps that is more than `spike_factor` times the smoothed mean of the looks before,
-    and more than half of `chance`, the loss of a guess: small losses double without harm. NaN and infinity survive
-    in a sum, so none is missed.
+    A spike is a mean over those steps that is more than `spike_factor` times the smoothed mean of the looks before
+    (or `chance`, the loss of a guess, if that is less), and more than half of `chance`: small losses double without
+    harm. NaN and infinity survive in a sum, so none is missed.
 
     Args:
         every: steps between looks.
@@ -45,10 +45,11 @@ class LossWatch:
         steps, self._sum, self._steps = self._steps, None, 0
         if not math.isfinite(mean):
             return f"the loss became {mean} within the last {steps} steps"
-        before = self.level
-        if before is not None and self.spike_factor is not None:
+        if self.spike_factor is not None:
+            # Nothing is known before the first look, and no level above a guess is one to go on from.
+            before = self.chance if self.level is None else min(self.level, self.chance)
             limit = max(self.spike_factor * before, self.chance / 2)
             if mean > limit:
-                return f"the loss of the last {steps} steps rose to {mean:.4g}, from {before:.4g} before"
-        self.level = mean if before is None else self.smoothing * before + (1 - self.smoothing) * mean
+                return f"the loss of the last {steps} steps rose to {mean:.4g}; no more than {limit:.4g} was expected"
+        self.level = mean if self.level is None else self.smoothing * self.level + (1 - self.smoothing) * mean
         return None

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -115,7 +116,9 @@ def test_a_timm_model_teaches_with_local_weights(space, split, tmp_path):
     torch.testing.assert_close(teacher(x), model.eval()(x))
 
 
-def test_teachers_that_cannot_teach_are_named(space, split, tmp_path, monkeypatch):
+def test_teachers_that_cannot_teach_are_named(make_space, split, tmp_path, monkeypatch):
+    space = make_space()
+
     def refused(error, message, **changes):
         with pytest.raises(error, match=message):
             load_teacher(config(**changes), space=space, split=split, device=CPU)
@@ -128,6 +131,9 @@ def test_teachers_that_cannot_teach_are_named(space, split, tmp_path, monkeypatc
     safetensors.torch.save_file(seven.state_dict(), tmp_path / "seven.safetensors")
     message = "is not a checkpoint of test_vit with 10 classes and 1 channels"
     refused(DamagedInputError, message, teacher="test_vit", teacher_weights=str(tmp_path / "seven.safetensors"))
+
+    refused(UsageError, "test_vit has num_classes 1000, the space has 10", teacher="test_vit", pretrained=True)
+    space = make_space(num_classes=1000, in_chans=3)
 
     def offline(name, **settings):
         raise OSError("cannot reach the hub\nand a long story")
@@ -148,6 +154,8 @@ def test_a_pretrained_teacher_sees_images_as_it_knows_them(space, split, monkeyp
             seen.append(x)
             return x.mean((2, 3)).expand(-1, 10)
 
+    cfg = SimpleNamespace(num_classes=10, input_size=(1, 16, 16))
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: cfg)
     monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained: Teacher())
     teacher = load_teacher(config("test_vit", pretrained=True), space=space, split=split, device=CPU)
     (mean,), (std,) = split.normalization
