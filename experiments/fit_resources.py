@@ -46,7 +46,7 @@ ENGINES = (
     engine(16, 16, "atomic", output_stream_bits=128, activation_buffer_bytes=151_296),
     engine(16, 16, "dual", weight_stream_bits=256, output_stream_bits=128),
 )
-VECTOR_UNITS = tuple(engine(4, 4, "dual", vector_lanes=lanes, max_tokens=256) for lanes in (2, 4, 8))
+VECTOR_UNITS = tuple(engine(4, 4, "dual", vector_lanes=lanes, max_tokens=256) for lanes in (2, 4, 8, 16))
 
 
 def modelled(config: AcceleratorConfig, top: str, columns: AcceleratorColumns, fabric: Fabric = FABRIC) -> Counts:

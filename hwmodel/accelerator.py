@@ -55,8 +55,8 @@ BACKENDS: Mapping[str, Backend] = {
             name="dual",
             narrow_rows=3,
             wide_rows=2,
-            lut_per_dsp=129,
-            ff_per_dsp=67.1,
+            lut_per_dsp=130,
+            ff_per_dsp=66.9,
             skewed=False,
             source="fitted to open syntheses (experiments/fit_resources.py): field extraction, adder trees, shadow "
             "weights",
@@ -65,8 +65,8 @@ BACKENDS: Mapping[str, Backend] = {
             name="atomic",
             narrow_rows=2,
             wide_rows=1,
-            lut_per_dsp=18.1,
-            ff_per_dsp=8.04,
+            lut_per_dsp=18.3,
+            ff_per_dsp=8,
             skewed=True,
             source="fitted to open syntheses (experiments/fit_resources.py): packing, shadow weights, activation "
             "delays; sums stay in the DSP cascade",
