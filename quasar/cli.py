@@ -104,19 +104,35 @@ def train(
 @app.command()
 @command
 def search(
-    run: Run,
+    run: Annotated[Path, typer.Argument(help="Run folder; with --profile, a configuration file will do.")],
     overrides: Overrides = None,
     *,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show what the space offers on the device, and search nothing.")
+    ] = False,
+    top: Annotated[
+        int | None, typer.Option("--top", help="Subnets to keep for each target: search.top=K.", show_default=False)
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
     """Search the trained supernet of a run; search.* and hardware.* may be overridden."""
+    given = [*(overrides or ()), *([f"search.top={top}"] if top is not None else [])]
+    if profile:
+        from quasar import summary
+        from quasar.config import load_config
+        from quasar.targets import profile_targets
+
+        document = profile_targets(load_config(run, given))
+        if not as_json:
+            summary.print_profile(document)
+        return document
     from quasar.run_folder import RunFolder
 
     folder = RunFolder(run)
-    settings = folder.config(overrides or ())
+    settings = folder.config(given)
     from quasar import pipeline, summary
 
     pipeline.check_names(settings)
@@ -127,6 +143,25 @@ def search(
         summary.print_front(front, {})
         print(f"next: {summary.program()} export {run}")
     return front
+
+
+@app.command()
+@command
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with a finished search.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The picture of all fronts (PNG).")] = Path("compare.png"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Put the searches of several runs into one picture and one table."""
+    from quasar import comparison, summary
+
+    document = comparison.compare(runs, out=out, overwrite=overwrite)
+    if not as_json:
+        summary.print_comparison(document)
+    return document
 
 
 @app.command()

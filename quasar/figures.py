@@ -113,6 +113,16 @@ class TargetMark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Points that a front is compared with; a front of their own is drawn as steps, others as marks."""
+
+    label: str
+    points: Sequence[Point]
+    color: str
+    marker: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
     """One set of curves over the epochs: values by name of the curve, as (epoch, value)."""
 
@@ -128,8 +138,12 @@ def front_figure(
     front: Sequence[Point],
     targets: Sequence[TargetMark],
     device: str,
+    references: Sequence[Reference] = (),
 ) -> Figure:
-    """All trials, the Pareto front as a step line, and the targets with the subnets chosen for them."""
+    """All trials, the Pareto front as a step line, and the targets with the subnets chosen for them.
+
+    `references` are other fronts, or other points.
+    """
     figure = Figure(
         figsize=(10, 5), label="Accuracy against latency of all trials, with the Pareto front and the targets"
     )
@@ -145,6 +159,8 @@ def front_figure(
             label=f"trials ({len(trials):,})",
             rasterized=len(trials) > _MOST_VECTOR_DOTS,
         )
+    for reference in references:
+        _draw_reference(axes, reference)
     if front:
         x, y = zip(*sorted(front), strict=True)
         # Between two points of the front, the best that is known is the one on the left: hence steps.
@@ -166,18 +182,88 @@ def front_figure(
             rotation_mode="anchor",
             fontsize=8.5,
         )
-    latencies = [latency for latency, _ in (*trials, *front, *chosen)] + [mark.latency_ms for mark in targets]
-    if latencies and min(latencies) > 0 and max(latencies) / min(latencies) > 8:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    points = (*trials, *front, *chosen, *(point for reference in references for point in reference.points))
+    _latency_axis(axes, [latency for latency, _ in points] + [mark.latency_ms for mark in targets])
     axes.set_xlabel(f"modelled latency on {device}, ms")
     axes.set_ylabel("validation accuracy, %")
     axes.yaxis.set_major_formatter(_PERCENT)
     axes.grid(axis="y")
     _legend_on_top(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def _draw_reference(axes: Axes, reference: Reference) -> None:
+    if not reference.points:
+        return
+    x, y = zip(*sorted(reference.points), strict=True)
+    color = _C[reference.color]
+    if reference.marker:
+        axes.scatter(x, y, s=26, marker=reference.marker, color=color, linewidths=0, label=reference.label, zorder=3)
+    else:
+        axes.plot(x, y, drawstyle="steps-post", color=color, linewidth=1.2, label=reference.label)
+
+
+def _latency_axis(axes: Axes, latencies: Sequence[float]) -> None:
+    """A logarithmic axis where latencies differ by much."""
+    if latencies and min(latencies) > 0 and max(latencies) / min(latencies) > 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+@matplotlib.rc_context(_STYLE)
+def fronts_figure(fronts: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[Point]]) -> Figure:
+    """Several searches: their fronts on the left, their hypervolumes over the evaluations on the right."""
+    figure = Figure(figsize=(12, 5), label="Fronts of several searches, and their hypervolumes over the evaluations")
+    left, right = _row_of_axes(figure, 2, widths=[3, 2])
+    colors = itertools.cycle(_SERIES)
+    for (name, points), color in zip(fronts.items(), colors, strict=False):
+        _draw_reference(left, Reference(label=name, points=points, color=color))
+        if curves[name]:
+            x, y = zip(*curves[name], strict=True)
+            right.plot(x, y, color=_C[color])
+    _latency_axis(left, [latency for points in fronts.values() for latency, _ in points])
+    left.set_xlabel("modelled latency, ms")
+    left.set_ylabel("validation accuracy, %")
+    left.yaxis.set_major_formatter(_PERCENT)
+    _hypervolume_axes(right)
+    left.grid(axis="y")
+    _legend_on_top(figure, *left.get_legend_handles_labels())
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def search_figure(curves: Mapping[str, Sequence[Point]], importance: Mapping[str, float]) -> Figure:
+    """How a search went: hypervolume over the evaluations, and the importance of each kind of choice.
+
+    Args:
+        curves: (evaluations, hypervolume) by the name of the search.
+        importance: share of the variance of accuracy that is lost without the choice, the largest first; may be empty.
+    """
+    figure = Figure(figsize=(10, 3.3), label="Hypervolume over the evaluations, and the importance of each choice")
+    axes = _row_of_axes(figure, 2 if importance else 1)
+    for (name, points), color in zip(curves.items(), itertools.cycle(_SERIES), strict=False):
+        if points:
+            x, y = zip(*points, strict=True)
+            axes[0].plot(x, y, color=_C[color], label=name)
+    _hypervolume_axes(axes[0])
+    axes[0].legend(loc="lower right")
+    if importance:
+        axes[1].barh(list(importance), list(importance.values()), color=_C["blue"], height=0.66)
+        axes[1].invert_yaxis()
+        axes[1].set_title("importance of each choice, % of the variance of accuracy")
+        axes[1].xaxis.set_major_formatter(_PERCENT)
+        axes[1].tick_params(axis="y", length=0, labelcolor=_C["ink"])
+        axes[1].grid(axis="x")
+    return figure
+
+
+def _hypervolume_axes(axes: Axes) -> None:
+    axes.set_title("hypervolume")
+    axes.set_xlabel("evaluated subnets")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axes.grid(axis="y")
 
 
 @matplotlib.rc_context(_STYLE)

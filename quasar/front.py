@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter
@@ -27,6 +27,52 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alternative:
+    """One of the next best subnets for a target; its accuracy on the test split is not looked at."""
+
+    digest: str
+    subnet: Subnet
+    val_accuracy: float
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Importance:
+    """See `search.importance`: R^2 on unseen trials, and what each kind of choice contributes to it."""
+
+    explained: float
+    choices: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomBaseline:
+    """Random search with the same budget: its front as (latency in ms, accuracy), and its hypervolume on the way."""
+
+    evaluations: int
+    hypervolume: float
+    hypervolume_curve: tuple[tuple[int, float], ...]
+    pareto: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniformSubnet:
+    """A subnet with the same choices in all blocks and all rows at `bits`."""
+
+    bits: int
+    digest: str
+    latency_ms: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baselines:
+    """What the search is compared with, measured by the same evaluator."""
+
+    random: RandomBaseline
+    uniform: tuple[UniformSubnet, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """One target and what the search chose for it; `fps` is set where the target was given so."""
 
@@ -41,6 +87,7 @@ class Target:
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     cost: Cost | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
         missing = [key for key in ("subnet", "cost", "val_accuracy") if getattr(self, key) is None]
@@ -63,6 +110,13 @@ class Front:
     pareto: tuple[Trial, ...]
     fastest_latency_ms: float | None = None
     slowest_latency_ms: float | None = None
+    algorithm: str | None = None
+    evaluations: int | None = None
+    hypervolume_curve: tuple[tuple[int, float], ...] = ()
+    algorithm_report: dict[str, Any] = field(default_factory=dict)
+    stopped: str | None = None
+    importance: Importance | None = None
+    baselines: Baselines | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all keys."""

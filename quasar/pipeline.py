@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError, InfeasibleError, UsageError
-from hwmodel.explore import best_accelerator
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, differing_keys
 from quasar.export.bundle import BundleInfo, target_folder_name, write_bundle
 from quasar.progress import stage
 from quasar.report import write_front_picture, write_report
 from quasar.run_folder import RunFolder
+from quasar.targets import build_cost_model, check_targets
 from search.algorithm import ALGORITHMS
-from search.config import HardwareConfig, Limits
-from search.evaluator import supernet_evaluator
-from search.limits import Feasibility, limited_device
-from search.run import SearchResult, algorithm_names, run_search
+from search.baselines import uniform_ladder
+from search.evaluator import Evaluator, remembering, supernet_evaluator
+from search.importance import choice_importance
+from search.limits import costs_function
+from search.run import Ledger, SearchResult, algorithm_names, run_search
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import Evaluation, evaluate
 from supernet.lowering import lower
-from supernet.space import SearchSpace
 from supernet.standalone import extract
 from supernet.subnet import Subnet
 from supernet.train import steps_per_epoch, train
@@ -107,44 +109,6 @@ def _check_fits(split: Split, config: RunConfig) -> None:
             raise UsageError(f"space.{key} is {wanted}, but the data set '{config.data.name}' has {found}")
 
 
-def choose_accelerator(space: SearchSpace, hardware: HardwareConfig, limits: Limits) -> AcceleratorConfig:
-    """The accelerator that all subnets of a run share: the fastest for the largest subnet, as far as not fixed.
-
-    Raises:
-        UsageError: unknown device or backend.
-        InfeasibleError: none fits the device and `limits`.
-    """
-    return best_accelerator(
-        [lower(space.largest())],
-        limited_device(load_device(hardware.device), limits),
-        clock_mhz=hardware.clock_mhz,
-        backend=hardware.backend,
-        array=hardware.array,
-        activations=hardware.activations,
-    )
-
-
-def build_cost_model(config: RunConfig) -> FpgaCostModel:
-    """The cost model of the device and the accelerator of a run; same errors as `choose_accelerator`."""
-    accelerator = choose_accelerator(config.space, config.hardware, config.search.limits)
-    return FpgaCostModel(load_device(config.hardware.device), accelerator)
-
-
-def check_targets(config: RunConfig) -> None:
-    """Says before any training which targets no subnet can meet.
-
-    Raises:
-        InfeasibleError: that goes for all of them, or no accelerator fits the device.
-    """
-    feasibility = Feasibility.of(config.space, build_cost_model(config), config.search.limits)
-    reasons = [feasibility.reason(target) for target in config.search.targets]
-    if all(reasons):
-        raise InfeasibleError("; ".join(str(reason) for reason in reasons))
-    for reason in reasons:
-        if reason:
-            print(f"warning: {reason}", file=sys.stderr)
-
-
 def train_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split]) -> dict[str, Evaluation]:
     """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets."""
     train_split, val_split = splits
@@ -205,22 +169,68 @@ def search_stage(
         check_targets(config)  # a search that cannot find anything must not cost the one before it
         run.remove("search", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+    evaluator = remembering(supernet_evaluator(supernet, val_split, batch_size=config.search.batch_size))
+    started = time.monotonic()
     with stage("search") as progress:
         result = run_search(
             space=config.space,
             model=cost_model,
             config=config.search,
-            evaluator=supernet_evaluator(supernet, val_split, batch_size=config.search.batch_size),
+            evaluator=evaluator,
             journal=run.journal,
             seed=config.seed,
             progress=progress,
         )
+    if not run.timing.exists():  # a finished search that is only reported anew keeps its time
+        write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
     front = _front_document(result, config, supernet, cost_model)
+    front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
+    front["baselines"] = None
+    if config.search.baselines and any_feasible(front):
+        front["baselines"] = _baselines(run, config, cost_model, evaluator)
     write_front_picture(run.front.with_suffix(".png"), front, result.trials)
     write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
     if not any_feasible(front):
         raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
     return front
+
+
+def _baselines(run: RunFolder, config: RunConfig, cost_model: FpgaCostModel, evaluator: Evaluator) -> dict[str, Any]:
+    """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`."""
+    space = config.space
+    with stage("baselines") as progress:
+        random = run_search(
+            space=space,
+            model=cost_model,
+            config=dataclasses.replace(config.search, algorithm="random"),
+            evaluator=evaluator,
+            journal=run.baseline("random"),
+            seed=config.seed,
+            progress=progress,
+        )
+        costs_of = costs_function(space, cost_model, config.search.limits)
+        ledger = Ledger(space, costs_of, evaluator, run.baseline("uniform"))
+        uniform: list[dict[str, Any]] = []
+        for bits, ratio in zip(space.weight_bits, (0.0, 1.0), strict=True):
+            ladder = uniform_ladder(space, cost_model, config.search, ratio=ratio)
+            uniform += [
+                {
+                    "bits": bits,
+                    "digest": trial.digest,
+                    "latency_ms": trial.latency_ms,
+                    "val_accuracy": trial.val_accuracy,
+                }
+                for trial in ledger.measure(ladder, start=len(uniform), generation=0)
+            ]
+    return {
+        "random": {
+            "evaluations": len(random.trials),
+            "hypervolume": random.hypervolume,
+            "hypervolume_curve": random.curve,
+            "pareto": [(trial.latency_ms, trial.val_accuracy) for trial in random.front.trials],
+        },
+        "uniform": uniform,
+    }
 
 
 def any_feasible(front: dict[str, Any]) -> bool:
@@ -254,15 +264,25 @@ def _front_document(
             "val_accuracy": None,
             "test_accuracy": None,
             "cost": None,
+            "alternatives": [],
         }
         if choice.trial is not None and choice.subnet is not None:
-            cost = cost_model.estimate(lower(choice.subnet)).to_dict()
             entry |= {
                 "digest": choice.trial.digest,
                 "subnet": choice.subnet.to_dict(),
                 "val_accuracy": choice.trial.val_accuracy,
                 "test_accuracy": test[choice.subnet].accuracy,
-                "cost": {key: cost[key] for key in COST_KEYS},
+                "cost": _cost(choice.subnet, cost_model),
+                "alternatives": [
+                    {
+                        "digest": trial.digest,
+                        "subnet": subnet.to_dict(),
+                        "val_accuracy": trial.val_accuracy,
+                        "cost": _cost(subnet, cost_model),
+                    }
+                    for trial in choice.alternatives
+                    for subnet in [config.space.decode(np.array(trial.genotype, dtype=np.int64))]
+                ],
             }
         targets.append(entry)
     return {
@@ -270,9 +290,19 @@ def _front_document(
         "hypervolume": result.hypervolume,
         "fastest_latency_ms": result.bounds.fastest_ms,
         "slowest_latency_ms": result.bounds.slowest_ms,
+        "algorithm": config.search.algorithm,
+        "evaluations": len(result.trials),
+        "hypervolume_curve": result.curve,
+        "algorithm_report": result.report,
+        "stopped": result.stopped,
         "targets": targets,
         "pareto": [trial.to_dict() for trial in result.front.trials],
     }
+
+
+def _cost(subnet: Subnet, cost_model: FpgaCostModel) -> dict[str, Any]:
+    cost = cost_model.estimate(lower(subnet)).to_dict()
+    return {key: cost[key] for key in COST_KEYS}
 
 
 def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
@@ -293,6 +323,8 @@ def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     started = run.front.exists() or run.journal.exists()
     if started and not (resume or overwrite):
         raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")
+    # These only add to a result: the search asks for the same subnets and finds them in its journal.
+    changed = [key for key in changed if key not in ("search.top", "search.baselines")]
     if resume and started and changed:
         raise UsageError(f"{run.path}: cannot resume: {changed[0]} differs from the started search; use --overwrite")
 

@@ -10,8 +10,9 @@ says so.
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
 from hwmodel.workload import Workload
 from quasar import figures
-from quasar.front import Front, Target
+from quasar.front import Baselines, Front, Target
 from quasar.run_folder import RunFolder
 from search.trial import Trial
 from supernet.lowering import lower
@@ -164,6 +165,8 @@ def render(data: RunData) -> str:
         device=device,
         device_problem=device_problem,
         chosen=chosen,
+        side_by_side=_side_by_side(chosen),
+        alternatives=[(t.label, other) for t in front.targets for other in t.alternatives] if front else [],
         accelerators=_accelerators(front) if front else [],
         bounds=_bounds(chosen),
         duration=_duration(sum(epoch.seconds for epoch in data.epochs)),
@@ -180,6 +183,8 @@ def _pictures(data: RunData, chosen: Sequence[Chosen]) -> dict[str, Markup]:
     front = _front_figure(data.front, data.trials)
     if front:
         pictures["front"] = front
+    if data.front and data.front.hypervolume_curve:
+        pictures["search"] = _search_figure(data.front)
     if data.epochs:
         pictures["training"] = figures.curves_figure(_panels(data.epochs))
     widest = figures.widest_rows(choice.workload for choice in chosen)
@@ -201,7 +206,58 @@ def _front_figure(front: Front | None, trials: Sequence[Trial]) -> Figure | None
         front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
         targets=[_mark(target) for target in front.targets] if front else [],
         device=front.device if front else "the device",
+        references=_references(front.baselines) if front and front.baselines else (),
     )
+
+
+def _references(baselines: Baselines) -> list[figures.Reference]:
+    """Random search and the uniform subnets in the picture of the front."""
+    references = [figures.Reference(label="random search", points=baselines.random.pareto, color="soft")]
+    for bits, color, marker in zip(
+        sorted({u.bits for u in baselines.uniform}), ("orange", "green"), "v^", strict=False
+    ):
+        points = [(u.latency_ms, u.val_accuracy) for u in baselines.uniform if u.bits == bits]
+        references.append(figures.Reference(label=f"uniform {bits}-bit", points=points, color=color, marker=marker))
+    return references
+
+
+def _search_figure(front: Front) -> Figure:
+    """How the search went, beside random search where that was measured."""
+    curves = {front.algorithm or "search": front.hypervolume_curve}
+    if front.baselines:
+        curves["random search" if front.algorithm != "random" else "random again"] = (
+            front.baselines.random.hypervolume_curve
+        )
+    return figures.search_figure(curves, front.importance.choices if front.importance else {})
+
+
+def _side_by_side(chosen: Sequence[Chosen]) -> list[tuple[str, list[str]]]:
+    """The chosen subnets as the columns of a table: the name of each row, and a value for each subnet."""
+
+    def each(text: Callable[[Chosen], str]) -> list[str]:
+        return [text(choice) for choice in chosen]
+
+    def blocks(values: Iterable[float]) -> str:
+        """Equal neighbours once: 3 3 4 4 4 as 2 × 3, 3 × 4."""
+        runs = [(value, len(list(group))) for value, group in itertools.groupby(values)]
+        return ", ".join(f"{count} × {value:g}" if count > 1 else f"{value:g}" for value, count in runs)
+
+    def high_share(choice: Chosen, kind: str) -> str:
+        gemms = figures.block_linears(choice.workload).get(kind, {}).values()
+        rows = sum(gemm.rows * gemm.count for gemm in gemms)
+        return f"{sum(gemm.rows_high * gemm.count for gemm in gemms) / rows:.0%}" if rows else "–"
+
+    kinds = dict.fromkeys(kind for choice in chosen for kind in figures.block_linears(choice.workload))
+    return [
+        ("image", each(lambda c: f"{c.subnet.image_size} × {c.subnet.image_size}")),
+        ("width", each(lambda c: f"{c.subnet.embed_dim}")),
+        ("blocks", each(lambda c: f"{c.subnet.depth}")),
+        ("heads of the blocks", each(lambda c: blocks(block.num_heads for block in c.subnet.blocks))),
+        ("MLP ratios of the blocks", each(lambda c: blocks(block.mlp_ratio for block in c.subnet.blocks))),
+        *((f"rows at high precision, {kind}", [high_share(choice, kind) for choice in chosen]) for kind in kinds),
+        ("weights, KiB", each(lambda c: f"{c.workload.weight_bytes / 1024:,.1f}")),
+        ("multiply-accumulates, M", each(lambda c: f"{c.workload.macs / 1e6:,.2f}")),
+    ]
 
 
 def _mark(target: Target) -> figures.TargetMark:

@@ -27,7 +27,7 @@ ENVIRONMENT_FILE = "env.json"
 #: all that a run writes, stage by stage; --overwrite removes these and nothing else
 STAGE_FILES = {
     "train": ("train",),
-    "search": ("search",),
+    "search": ("search", "timing.json"),
     "export": ("export",),
     "report": ("report.html",),
 }
@@ -58,6 +58,15 @@ class RunFolder:
     def front(self) -> Path:
         """The result of the search."""
         return self.path / "search" / "front.json"
+
+    def baseline(self, name: str) -> Path:
+        """One line for each subnet evaluated for a baseline of the search."""
+        return self.path / "search" / f"{name}.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """How long the search took; apart from its result, which does not depend on the machine."""
+        return self.path / "timing.json"
 
     @property
     def export(self) -> Path:

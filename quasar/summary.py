@@ -74,6 +74,63 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     console.print(f"device {front['device']}; latency by the analytic model, LUT an estimate", style="dim")
 
 
+def print_profile(document: Mapping[str, Any]) -> None:
+    """The spread of every figure over a space, the resources of its accelerator, and what its targets ask for."""
+    from search.profile import QUANTILES
+
+    table = _table("figure", "min", *(f"{100 * q:g} %" for q in QUANTILES), "max", "unit")
+    for name, row in document["figures"].items():
+        scale, unit = {"bytes": (1024, "KiB"), "MAC": (1e6, "MMAC")}.get(row["unit"], (1, row["unit"]))
+        values = (row["min"], *row["quantiles"], row["max"])
+        table.add_row(name.split("_")[0], *(f"{value / scale:,.4g}" for value in values), unit)
+    console = _console()
+    console.print(table)
+    console.print(
+        "   ".join(
+            f"{name.upper()} {row['used']:,} of {row['limit']:,} allowed" for name, row in document["resources"].items()
+        )
+        + " (one accelerator for all subnets)",
+        highlight=False,
+    )
+    console.print(
+        f"{document['subnets']:.3g} subnets on {document['device']}; quantiles of random ones; energy is an estimate",
+        style="dim",
+    )
+    for target in document["targets"]:
+        if target["reason"]:
+            console.print(target["reason"], highlight=False)
+        else:
+            share = target["share_of_random_subnets"]
+            console.print(f"{target['target']}: {share:.1%} of random subnets meet it", highlight=False)
+
+
+def print_comparison(document: Mapping[str, Any]) -> None:
+    """One line for each run."""
+    runs = document["runs"]
+    limits = list(runs[0]["best_accuracy"])
+    table = _table("run", "algorithm", "evaluations", "seconds", "hypervolume", *(f"{limit} ms" for limit in limits))
+    for row in runs:
+        table.add_row(
+            row["name"],
+            row["algorithm"] or "–",
+            f"{row['evaluations']:,}",
+            "–" if row["seconds"] is None else f"{row['seconds']:,.0f}",
+            f"{row['hypervolume']:.4f}",
+            *("–" if best is None else f"{best:.2%}" for best in row["best_accuracy"].values()),
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        f"hypervolume to {document['reference_ms']:.4g} ms and accuracy 0; best validation accuracy under each limit",
+        style="dim",
+    )
+    for key, what in (("device", "devices"), ("data", "data sets"), ("space", "search spaces")):
+        found = dict.fromkeys(row[key] for row in runs)
+        if len(found) > 1:
+            console.print(f"note: the runs have different {what}: {', '.join(found)}", highlight=False)
+    print(f"picture: {document['picture']}")
+
+
 def target_label(target: Mapping[str, Any]) -> str:
     """A target of `front.json` as the user gave it."""
     return f"{target['fps']:g} FPS" if target.get("fps") else f"{target['latency_ms']:g} ms"

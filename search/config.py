@@ -102,7 +102,7 @@ class SearchConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     targets: tuple[Target, ...]
-    algorithm: str = "evolution"
+    algorithm: str = "predictor"
     evaluations: int = 200
     population: int = 20
     parents: int = 10

@@ -21,3 +21,15 @@ def supernet_evaluator(model: SupernetViT, split: Split, *, batch_size: int) -> 
         return evaluate(extract(model, subnet), split, batch_size=batch_size)
 
     return measure
+
+
+def remembering(evaluator: Evaluator) -> Evaluator:
+    """The evaluator with a memory: a subnet that a search and its baselines share is measured once."""
+    known: dict[Subnet, Evaluation] = {}
+
+    def measure(subnet: Subnet) -> Evaluation:
+        if subnet not in known:
+            known[subnet] = evaluator(subnet)
+        return known[subnet]
+
+    return measure

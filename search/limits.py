@@ -34,11 +34,12 @@ FIGURES: Mapping[str, str] = {
 }
 #: figures that limits hold for, beside the latency: a limit and the subnet that is smallest in it
 _LIMITED = ("energy_mj", "weight_bytes")
+#: what the fastest subnet does with its time, and what would help
 _REMEDIES = {
     "compute": "the array computes: a larger hardware.array or a faster hardware.clock_mhz helps",
-    "weights": "weights come in: fewer or narrower weight rows help, or a device with a wider memory",
-    "activations": "activations come in: smaller images or widths help, or hardware.activations=onchip",
-    "output": "results go out: smaller images or widths help",
+    "weights": "the array waits for weights: fewer or narrower weight rows help, or a device with a faster memory",
+    "activations": "the array waits for activations: smaller images help, or hardware.activations=onchip",
+    "output": "the array waits for its results to go out: smaller images or widths help",
     "vector": "the vector unit works: fewer tokens help (smaller images, larger patches)",
 }
 

@@ -24,8 +24,8 @@ _WARM_UP = 2
 #: rounds of evolution on the predictor in a generation, and children in each
 _ROUNDS = 6
 _CHILDREN = 240
-#: share of a generation that the predictor has no say in
-_UNGUIDED = 0.1
+#: share of a generation that the predictor has no say in: it extrapolates, and what it thinks little of it never sees
+_UNGUIDED = 0.4
 #: a prediction is worth its mean plus up to so many of its standard deviations, drawn for each goal
 _OPTIMISM = 1.0
 

@@ -7,7 +7,7 @@ the algorithm asks for the same subnets again and those in the journal are not e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from hwmodel.cost import CostModel
 from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
-from search.algorithm import ALGORITHMS, SearchProblem
+from search.algorithm import ALGORITHMS, CostsOf, SearchProblem
 from search.bounds import LatencyBounds
 from search.config import Limits, SearchConfig, Target
 from search.evaluator import Evaluator
@@ -25,7 +25,7 @@ from search.limits import Feasibility, costs_function
 from search.trial import Choice, ParetoFront, Trial, best_under
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
-from supernet.space import SearchSpace
+from supernet.space import Genotypes, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ def run_search(
                 rng=np.random.default_rng(seed),
             )
         )
-        known = read_journal(journal)
+        ledger = Ledger(space, costs_of, evaluator, journal)
         generation = 0
         while len(trials) < config.evaluations:
             genotypes = algorithm.ask(min(config.population, config.evaluations - len(trials)))
@@ -114,29 +114,11 @@ def run_search(
                 )
                 break
             told = len(trials)
-            for genotype, latency_ms in zip(genotypes, costs_of(genotypes).latency_ms.tolist(), strict=True):
-                subnet = space.decode(genotype)
-                digest = subnet.digest
-                measured = known.get(digest)
-                fresh = measured is None
-                if measured is None:
-                    measured = evaluator(subnet)
-                trial = Trial(
-                    index=len(trials),
-                    generation=generation,
-                    digest=digest,
-                    genotype=tuple(genotype.tolist()),
-                    val_accuracy=measured.accuracy,
-                    val_loss=measured.loss,
-                    latency_ms=latency_ms,
-                )
-                if fresh:
-                    append_line(journal, json.dumps(trial.to_dict() | {"images": measured.images}))
+            for trial in ledger.measure(genotypes, start=told, generation=generation):
                 trials.append(trial)
                 for limit_ms in limits_ms:
-                    if latency_ms <= limit_ms and (
-                        limit_ms not in leaders or trial.quality > leaders[limit_ms].quality
-                    ):
+                    leader = leaders.get(limit_ms)
+                    if trial.latency_ms <= limit_ms and (leader is None or trial.quality > leader.quality):
                         leaders[limit_ms] = trial
                 progress(len(trials), config.evaluations, _summary(leaders))
             algorithm.tell(trials[told:])
@@ -154,6 +136,38 @@ def run_search(
         report=report,
         stopped=stopped,
     )
+
+
+class Ledger:
+    """Measures subnets, and writes each one down before the next; what a journal holds is not measured again."""
+
+    def __init__(self, space: SearchSpace, costs_of: CostsOf, evaluator: Evaluator, journal: Path) -> None:
+        self._space = space
+        self._costs_of = costs_of
+        self._evaluator = evaluator
+        self._journal = journal
+        self._known = read_journal(journal)
+
+    def measure(self, genotypes: Genotypes, *, start: int, generation: int) -> Iterator[Trial]:
+        """The trials of canonical genotypes (N, G), one after the other; their indices count from `start`."""
+        latency = self._costs_of(genotypes).latency_ms.tolist()
+        for index, (genotype, latency_ms) in enumerate(zip(genotypes, latency, strict=True), start=start):
+            subnet = self._space.decode(genotype)
+            digest = subnet.digest
+            known = self._known.get(digest)
+            measured = self._evaluator(subnet) if known is None else known
+            trial = Trial(
+                index=index,
+                generation=generation,
+                digest=digest,
+                genotype=tuple(genotype.tolist()),
+                val_accuracy=measured.accuracy,
+                val_loss=measured.loss,
+                latency_ms=latency_ms,
+            )
+            if known is None:
+                append_line(self._journal, json.dumps(trial.to_dict() | {"images": measured.images}))
+            yield trial
 
 
 def _choose(

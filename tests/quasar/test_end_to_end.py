@@ -66,6 +66,7 @@ class TestRunFolder:
             "search/trials.jsonl",
             "search/front.json",
             "search/front.png",
+            "timing.json",
             "report.html",
             *(f"export/{bundle}/{file}" for bundle in BUNDLES for file in BUNDLE_FILES),
         }

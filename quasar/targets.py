@@ -1,0 +1,61 @@
+"""The hardware of a run and what it can meet, known before any training. Torch-free, so that it answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.cost import FpgaCostModel
+from hwmodel.device import load_device
+from hwmodel.errors import InfeasibleError
+from hwmodel.explore import best_accelerator
+from quasar.config import RunConfig
+from search.config import HardwareConfig, Limits
+from search.limits import Feasibility, limited_device
+from search.profile import profile
+from supernet.lowering import lower
+from supernet.space import SearchSpace
+
+
+def choose_accelerator(space: SearchSpace, hardware: HardwareConfig, limits: Limits) -> AcceleratorConfig:
+    """The accelerator that all subnets of a run share: the fastest for the largest subnet, as far as not fixed.
+
+    Raises:
+        UsageError: unknown device or backend.
+        InfeasibleError: none fits the device and `limits`.
+    """
+    return best_accelerator(
+        [lower(space.largest())],
+        limited_device(load_device(hardware.device), limits),
+        clock_mhz=hardware.clock_mhz,
+        backend=hardware.backend,
+        array=hardware.array,
+        activations=hardware.activations,
+    )
+
+
+def build_cost_model(config: RunConfig) -> FpgaCostModel:
+    """The cost model of the device and the accelerator of a run; same errors as `choose_accelerator`."""
+    accelerator = choose_accelerator(config.space, config.hardware, config.search.limits)
+    return FpgaCostModel(load_device(config.hardware.device), accelerator)
+
+
+def check_targets(config: RunConfig) -> None:
+    """Says before any training which targets no subnet can meet.
+
+    Raises:
+        InfeasibleError: that goes for all of them, or no accelerator fits the device.
+    """
+    feasibility = Feasibility.of(config.space, build_cost_model(config), config.search.limits)
+    reasons = [feasibility.reason(target) for target in config.search.targets]
+    if all(reasons):
+        raise InfeasibleError("; ".join(str(reason) for reason in reasons))
+    for reason in reasons:
+        if reason:
+            print(f"warning: {reason}", file=sys.stderr)
+
+
+def profile_targets(config: RunConfig) -> dict[str, Any]:
+    """What the space offers and which targets it can meet, see `search.profile`; errors of `choose_accelerator`."""
+    return profile(config.space, build_cost_model(config), config.search, seed=config.seed)
