@@ -1,0 +1,99 @@
+"""`quasar search --profile`, `--top` and `search.baselines`, and `quasar compare`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from search.config import SearchConfig, Target
+
+
+@pytest.fixture
+def other(run):
+    """A second finished run beside `run`."""
+    return Path(shutil.copytree(run, "runs/other"))
+
+
+def front_of(run):
+    return json.loads((run / "search" / "front.json").read_text(encoding="utf-8"))
+
+
+def test_profile_needs_no_run_and_leaves_nothing(cli, config, contents, here):
+    before = contents(here)
+    result = cli("search", config, "--profile", "--json", "search.targets=[{latency_ms: 1e-6}, {fps: 1}]")
+    assert result.code == 0
+    assert [target["status"] for target in result.document["targets"]] == ["infeasible", "ok"]
+    assert result.document["figures"]["energy_mj"]["unit"] == "mJ"
+    text = cli("search", config, "--profile", "search.limits.energy_mj=1.0e-9").out
+    assert "search.limits.energy_mj" in text
+    assert "DSP" in text
+    assert contents(here) == before
+
+
+def test_top_is_added_to_a_finished_search(cli, run):
+    before = front_of(run)
+    assert cli("search", run, "--resume", "--top", "3").code == 0
+    after = front_of(run)
+    assert after["pareto"] == before["pareto"]
+    for target in after["targets"]:
+        others = target["alternatives"]
+        assert len(others) == 2
+        assert target["digest"] not in {other["digest"] for other in others}
+        accuracies = [target["val_accuracy"], *(other["val_accuracy"] for other in others)]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert all(other["cost"]["latency_ms"] <= target["latency_ms"] for other in others)
+    assert cli("report", run).code == 0
+    assert "The next best for each target" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_baselines_are_added_to_a_finished_search(cli, run):
+    assert cli("search", run, "search.baselines=true", "--resume").code == 0
+    baselines = front_of(run)["baselines"]
+    assert baselines["random"]["evaluations"] == 12
+    assert {subnet["bits"] for subnet in baselines["uniform"]} == {4, 8}
+    whole = (run / "search" / "front.json").read_bytes()
+    (run / "search" / "front.json").unlink()
+    assert cli("search", run, "search.baselines=true", "--resume").code == 0
+    assert (run / "search" / "front.json").read_bytes() == whole
+    cli("report", run)
+    assert "uniform 4-bit" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_limits_are_kept_or_named(cli, run):
+    energy = cli("search", run, "--profile", "--json").document["figures"]["energy_mj"]
+    limit = (energy["min"] + energy["quantiles"][1]) / 2
+    assert cli("search", run, f"search.limits.energy_mj={limit}", "--overwrite").code == 0
+    for target in front_of(run)["targets"]:
+        assert target["status"] == "infeasible" or target["cost"]["energy_mj"] <= limit
+    before = front_of(run)
+    result = cli("search", run, "search.limits.energy_mj=1.0e-9", "--overwrite")
+    assert result.code == 4
+    assert "search.limits.energy_mj" in result.error
+    assert front_of(run) == before
+
+
+def test_compare_judges_all_runs_by_the_same_corner_and_targets(cli, run, other):
+    assert (
+        cli("search", other, "search.algorithm=random", "search.targets=[{latency_ms: 0.005}]", "--overwrite").code == 0
+    )
+    result = cli("compare", run, other, "--json")
+    assert result.code == 0
+    rows = result.document["runs"]
+    assert [row["name"] for row in rows] == ["tiny", "other"]
+    assert [row["algorithm"] for row in rows] == [SearchConfig(targets=(Target(fps=1),)).algorithm, "random"]
+    assert rows[0]["best_accuracy"].keys() == rows[1]["best_accuracy"].keys()
+    assert len(rows[0]["best_accuracy"]) == 3
+    assert rows[0]["hypervolume"] == pytest.approx(front_of(run)["hypervolume"])
+    assert Path("compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "compare.png: exists" in cli("compare", run, other).error
+    assert "hypervolume" in cli("compare", run, other, "--out", "second.png").out
+
+
+def test_compare_refuses_what_it_cannot_compare(cli, run, other, here):
+    assert "at least two" in cli("compare", run).error
+    assert "given twice" in cli("compare", run, run).error
+    assert "not a run folder" in cli("compare", run, here).error
+    (other / "search" / "front.json").unlink()
+    assert "has no search result yet" in cli("compare", run, other).error
+    assert not Path("compare.png").exists()
