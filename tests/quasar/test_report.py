@@ -53,7 +53,7 @@ def write_run(
     _write_json(folder / "env.json", {"python": "3.11.2", "cpus": 2, "packages": {"torch": "2.9.1", "numpy": "2.3.5"}})
     _write_lines(folder / "train" / "metrics.jsonl", [_epoch(e, epochs) for e in range(1, epochs + 1)])
     device = load_device("zcu102")
-    accelerator = best_accelerator([lower(SPACE.largest())], device, backend="dual", array=(20, 72))
+    accelerator = best_accelerator([lower(SPACE.largest())], device, backend="dual", array=(20, 48))
     model = FpgaCostModel(device, accelerator)
     genotypes = SPACE.sample(rng, trials)
     latency_ms = model.estimate_many(lower_many(SPACE.arrays(genotypes))).latency_ms
