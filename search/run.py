@@ -182,7 +182,7 @@ def _choose(
         together = " together with search.limits" if config.limits != Limits() else ""
         return Choice(
             limit_ms=limit_ms,
-            reason=f"{target} can be met, but none of the {len(trials)} evaluated subnets meets it{together}; raise "
+            reason=f"{target} can be met, but none of the {len(trials)} evaluated subnets does{together}; raise "
             f"search.evaluations{' or a limit' if together else ''}",
             nearest_latency_ms=min((t.latency_ms for t in trials), default=fastest_ms),
         )

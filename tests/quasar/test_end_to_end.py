@@ -37,6 +37,7 @@ TARGET_KEYS = {
     "val_accuracy",
     "test_accuracy",
     "cost",
+    "alternatives",
 }
 
 
@@ -351,6 +352,9 @@ class TestInfeasible:
 
             def tell(self, trials):
                 self.left = []
+
+            def report(self):
+                return {}
 
         import search.algorithm
 
