@@ -11,6 +11,10 @@ class QuasarError(Exception):
     exit_code = 1
 
 
+class WorkerLostError(QuasarError):
+    """Of several processes at the same work another one has ended."""
+
+
 class UsageError(QuasarError, ValueError):
     """A wrong option, configuration key or value."""
 

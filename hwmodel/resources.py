@@ -47,6 +47,7 @@ from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig, FloatLike
 from hwmodel.cycles import ceil_div
 from hwmodel.device import Calibration, Device, ResourceFit
 from hwmodel.errors import DamagedInputError
+from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.registry import unknown_name
 from hwmodel.workload import IntArray
 
@@ -55,8 +56,7 @@ BRAM18_SHAPES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 5
 DISTRIBUTED_WORDS = 64
 #: of a distributed table of 256 x 8 bits: 4 x 2 groups of 8 LUTs with 64 x 7 bits each
 TABLE_LUT = 64
-#: a row of LayerNorm; the vector unit's MAX_WIDTH
-MAX_ROW_WIDTH = 1024
+
 
 ENGINE_PARTS = (
     "array",
@@ -262,7 +262,7 @@ def _engine_terms(a: AcceleratorColumns, fabric: Fabric) -> tuple[ResourceTerm, 
 def _vector_terms(a: AcceleratorColumns, fabric: Fabric) -> tuple[ResourceTerm, ...]:
     lanes = a.vector_lanes
     levels = _clog2(lanes)
-    groups = ceil_div(MAX_ROW_WIDTH, lanes)
+    groups = ceil_div(LARGEST_WIDTH, lanes)
     memories = (
         # rows whose statistics are under way, of LayerNorm (60 cycles and a tree) and of softmax
         (16 * lanes, _power_of_two(groups + levels + 60)),

@@ -25,6 +25,7 @@ from hwmodel.cycles import PARAMETER_BYTES, gemm_cycles
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import IntegerGemm
 from hwmodel.rtl_build import build, run
+from hwmodel.rtl_parameters import ENGINE, engine_parameters
 from hwmodel.workload import Gemm, Population, Workload
 
 #: beyond this many DSPs a build takes many minutes
@@ -34,7 +35,6 @@ LONGEST_UNSIGNED_CASCADE = 548
 #: sizes are 16-bit fields of a command
 LARGEST_FIELD = 2**16 - 1
 
-_BACKENDS = ("dual", "atomic")
 _JOB = struct.Struct("<19IQ")
 _RESULT = struct.Struct("<IQQ")
 _DONE, _CAP_EXCEEDED = 0, 1
@@ -139,7 +139,7 @@ def simulate(
         caps.append(job.cycle_cap or round((10 * (cycles + layout.fill_beats(job.gemm)) + 1000) / (1 - job.stall) ** 2))
         payload.append(layout.encode(job, cap=caps[-1]))
     program = build(
-        "quasar_gemm",
+        ENGINE,
         parameters=layout.parameters,
         bench="bench.cpp",
         defines=layout.beat_bytes,
@@ -182,40 +182,15 @@ class _Layout:
         self.streamed = config.activations == "ddr"
         self.rows_high = int(columns.rows_per_dsp(8)) * config.array_rows
         self.rows_low = int(columns.rows_per_dsp(4)) * config.array_rows
-        word_bits = 8 * config.array_inputs
-        self.activation_bits = config.activation_stream_bits if self.streamed else word_bits
         self.lanes = config.output_stream_bits // 8
-        dsps = config.array_rows * config.array_inputs
-        if dsps > LARGEST_ARRAY_DSPS:
+        if config.array_rows * config.array_inputs > LARGEST_ARRAY_DSPS:
             raise UsageError(
                 f"an array of {config.array_rows} x {config.array_inputs} is too large to simulate; "
                 f"use at most {LARGEST_ARRAY_DSPS} DSPs"
             )
-        wide, narrow = divmod(self.activation_bits, word_bits), divmod(word_bits, self.activation_bits)
-        if narrow[1] and (wide[1] or wide[0].bit_count() != 1):
-            raise UsageError(
-                f"activation_stream_bits {self.activation_bits} must divide {word_bits} (8 * array_inputs) or be a "
-                "power of two times it to be simulated"
-            )
-        self.words_per_beat = max(wide[0], 1)
-        words = 2 * config.max_tokens if self.streamed else config.activation_buffer_bytes // config.array_inputs
-        unit = 2 * self.words_per_beat
-        self.buffer_words = max(unit * -(-words // unit), 2)
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """Parameters of `quasar_gemm`."""
-        config = self.config
-        return {
-            "P_M": config.array_rows,
-            "P_K": config.array_inputs,
-            "BACKEND": _BACKENDS.index(config.backend),
-            "PW": config.weight_stream_bits,
-            "PA": self.activation_bits,
-            "PO": config.output_stream_bits,
-            "MAX_TOKENS": config.max_tokens,
-            "ACT_WORDS": self.buffer_words,
-        }
+        self.parameters = engine_parameters(config)
+        self.activation_bits, self.buffer_words = self.parameters["PA"], self.parameters["ACT_WORDS"]
+        self.words_per_beat = max(self.activation_bits // (8 * config.array_inputs), 1)
 
     @property
     def beat_bytes(self) -> dict[str, int]:

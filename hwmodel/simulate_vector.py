@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer_vector import (
-    LARGEST_WIDTH,
     IntegerLayerNorm,
     IntegerResidual,
     IntegerSoftmax,
@@ -26,6 +25,7 @@ from hwmodel.integer_vector import (
     mean_factor,
 )
 from hwmodel.rtl_build import build, run
+from hwmodel.rtl_parameters import VECTOR_UNIT, vector_parameters
 from hwmodel.simulate import LARGEST_FIELD, SimulationResult
 from hwmodel.vector_cycles import KINDS, vector_operation_cycles
 
@@ -90,8 +90,8 @@ def simulate_vector(
         caps.append(job.cycle_cap or round((10 * cycles + 1000) / (1 - job.stall) ** 2))
         payload.append(layout.encode(job, cap=caps[-1]))
     program = build(
-        "quasar_vector",
-        parameters={"LANES": lanes, "PW": stream_bits, "MAX_TOKENS": max_tokens, "MAX_WIDTH": LARGEST_WIDTH},
+        VECTOR_UNIT,
+        parameters=vector_parameters(lanes=lanes, stream_bits=stream_bits, max_tokens=max_tokens),
         bench="vector_bench.cpp",
         defines={"X_BYTES": _ELEMENT_BYTES * lanes, "P_BYTES": stream_bits // 8},
         simulator=simulator,

@@ -33,16 +33,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hwmodel.accelerator import BACKENDS, AcceleratorColumns, AcceleratorConfig
+from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.files import write_atomic
-from hwmodel.resources import ENGINE_PARTS, MAX_ROW_WIDTH, VECTOR_PARTS, activation_memory, resource_terms
+from hwmodel.resources import ENGINE_PARTS, VECTOR_PARTS, resource_terms
 from hwmodel.rtl_build import modules_under, run
+from hwmodel.rtl_parameters import ENGINE, VECTOR_UNIT, engine_parameters, vector_parameters
 
 #: twice the largest array that was tried; beyond, a synthesis takes many minutes
 LARGEST_ARRAY_DSPS = 512
-
-ENGINE, VECTOR_UNIT = "quasar_gemm", "quasar_vector"
 
 RESOURCES = ("dsp", "bram18", "lut", "ff")
 
@@ -99,39 +98,12 @@ class Synthesis:
 
 
 def rtl_parameters(config: AcceleratorConfig) -> dict[str, dict[str, int]]:
-    """The top modules that make up an accelerator, each with its parameters.
-
-    Raises:
-        UsageError: a stream width does not fit the array (see `quasar_activations.sv`).
-    """
-    columns = AcceleratorColumns.one(config)
-    word_bits = 8 * config.array_inputs
-    streamed = config.activations == "ddr"
-    stream_bits = config.activation_stream_bits if streamed else word_bits
-    wide, narrow = divmod(stream_bits, word_bits), divmod(word_bits, stream_bits)
-    if narrow[1] and (wide[1] or wide[0].bit_count() != 1):
-        raise UsageError(
-            f"activation_stream_bits {stream_bits} must divide {word_bits} (8 * array_inputs) or be a power of two "
-            "times it to be synthesised"
-        )
-    _, lines, beat_words = activation_memory(columns)
+    """The top modules that make up an accelerator, each with its parameters; raises as `engine_parameters` does."""
     return {
-        ENGINE: {
-            "P_M": config.array_rows,
-            "P_K": config.array_inputs,
-            "BACKEND": list(BACKENDS).index(config.backend),
-            "PW": config.weight_stream_bits,
-            "PA": stream_bits,
-            "PO": config.output_stream_bits,
-            "MAX_TOKENS": config.max_tokens,
-            "ACT_WORDS": int(lines) * int(beat_words),
-        },
-        VECTOR_UNIT: {
-            "LANES": config.vector_lanes,
-            "PW": config.weight_stream_bits,
-            "MAX_TOKENS": config.max_tokens,
-            "MAX_WIDTH": MAX_ROW_WIDTH,
-        },
+        ENGINE: engine_parameters(config),
+        VECTOR_UNIT: vector_parameters(
+            lanes=config.vector_lanes, stream_bits=config.weight_stream_bits, max_tokens=config.max_tokens
+        ),
     }
 
 

@@ -219,8 +219,10 @@ def print_cost(cost: CostEstimate, accelerator: AcceleratorConfig, device: Devic
 
 def _basis(device: Device, resource: str) -> str:
     """What a count of LUT or FF rests on."""
+    from hwmodel.resources import FIT_ERRORS
+
     if device.calibration is None:
-        return "estimate"
+        return f"estimate, ± {FIT_ERRORS[resource].std_percent:g} % of open synthesis"
     error = getattr(device.calibration, resource).error_percent
     return "calibrated, one design" if error is None else f"calibrated, ± {error:.1f} %"
 

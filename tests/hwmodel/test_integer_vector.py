@@ -62,7 +62,7 @@ def layernorm_by_hand(operation):
             assert -(2**19) <= zeta < 2**19, "the hardware keeps 20 bits before the clip"
             zeta = min(max(zeta, -(2**17)), 2**17 - 1)
             code = (zeta * gain + bias + (1 << (constants.shift - 1))) >> constants.shift
-            codes.append(min(max(code, -128), 127))
+            codes.append(min(max(code, -127), 127))
         rows.append(codes)
     return np.array(rows)
 
@@ -119,7 +119,7 @@ def test_one_outlier_in_the_widest_row():
     # sqrt(1023) = 31.98 deviations
     operation = layernorm(x, gain=4096, shift=22)
     assert operation.outputs()[0, 17] == 128 - 1
-    assert operation.outputs()[1, 1023] == -128
+    assert operation.outputs()[1, 1023] == -127
     assert (operation.outputs() == layernorm_by_hand(operation)).all()
 
 

@@ -8,7 +8,6 @@ from hwmodel.accelerator import AcceleratorColumns
 from hwmodel.calibrate import design_config
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.resources import ENGINE_PARTS, VECTOR_PARTS, resource_terms
-from hwmodel.simulate import _Layout
 from hwmodel.synth import ENGINE, VECTOR_UNIT, Counts, Synthesis, compare, count_cells, parse_stat, synthesize
 
 # of yosys 0.23, shortened; a 4 x 4 engine of the atomic backend
@@ -87,20 +86,6 @@ def test_limits(monkeypatch):
         synth.rtl_parameters(
             design_config(array=(8, 8), activations="ddr", activation_stream_bits=24, activation_buffer_bytes=4096)
         )
-
-
-@pytest.mark.parametrize("activations", ["onchip", "ddr"])
-@pytest.mark.parametrize("stream_bits", [32, 128])
-def test_parameters_are_those_of_the_simulation(activations, stream_bits):
-    config = design_config(
-        array=(4, 8),
-        backend="atomic",
-        activations=activations,
-        activation_stream_bits=stream_bits,
-        max_tokens=197,
-        activation_buffer_bytes=4001,
-    )
-    assert synth.rtl_parameters(config)[ENGINE] == _Layout(config).parameters
 
 
 def test_all_parts_of_the_model_are_compared_but_what_is_not_in_the_rtl():
