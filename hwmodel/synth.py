@@ -76,7 +76,21 @@ _CELL_LUTS = {
 } | {f"LUT{inputs}": 1 for inputs in range(1, 7)}
 _CELL_BRAM18 = {"RAMB18E2": 1, "RAMB36E2": 2}
 _FLIP_FLOPS = ("FDRE", "FDSE", "FDCE", "FDPE", "FDRE_1", "FDSE_1", "FDCE_1", "FDPE_1")
-_NO_RESOURCE = ("CARRY4", "CARRY8", "MUXF7", "MUXF8", "MUXF9", "INV", "BUFG", "BUFGCE", "IBUF", "OBUF", "GND", "VCC")
+_NO_RESOURCE = (
+    "CARRY4",
+    "CARRY8",
+    "MUXF7",
+    "MUXF8",
+    "MUXF9",
+    "INV",
+    "$scopeinfo",
+    "BUFG",
+    "BUFGCE",
+    "IBUF",
+    "OBUF",
+    "GND",
+    "VCC",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,12 +244,15 @@ def _counts(top: str, parameters: Mapping[str, int], program: str, version: str)
     kept = cache / f"{digest.hexdigest()[:24]}.json"
     if kept.exists():
         return count_cells(parse_stat(kept.read_text(encoding="utf-8")), top)
-    with tempfile.TemporaryDirectory(prefix="quasar-synth-") as folder:
-        # A yosys of WebAssembly sees this folder and the current one only under their own names.
-        copies = [Path(shutil.copy(source, folder)) for source in sources]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuasarError(f"{cache}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
+    # Not in /tmp: a yosys of WebAssembly has a /tmp of its own.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".synth-") as folder:
         statistics = Path(folder, "stat.json")
         script = Path(folder, "synth.ys")
-        commands = [*_script(top, parameters, copies), f"tee -q -o {statistics} stat -json"]
+        commands = [*_script(top, parameters, sources), f"tee -q -o {statistics} stat -json"]
         script.write_text("\n".join(commands) + "\n", encoding="utf-8")
         run([program, "-q", str(script)], what=f"the synthesis of {top}")
         text = statistics.read_text(encoding="utf-8")
