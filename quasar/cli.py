@@ -83,18 +83,28 @@ def train(
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Train the supernet."""
+    """Train the supernet; with `torchrun --nproc-per-node N -m quasar train …` by N processes together.
+
+    The processes share each batch of train.batch_size images: results do not depend on their number.
+    """
     from quasar.config import load_config
     from quasar.run_folder import open_run
 
     settings = load_config(config, overrides or ())
+    from contextlib import nullcontext
     from dataclasses import asdict
 
     from quasar import pipeline, summary
+    from quasar.run_folder import RunFolder
+    from supernet.parallel import joined
 
-    splits = pipeline.prepare(settings)
-    with open_run(settings, resume=resume, overwrite=overwrite) as run:
-        probes = pipeline.train_stage(run, settings, splits)
+    with joined(pipeline.set_up_torch(settings)) as workers:
+        splits = pipeline.prepare(settings, workers=workers)
+        opened = open_run(settings, resume=resume, overwrite=overwrite)
+        with opened if workers.first else nullcontext(RunFolder(settings.folder)) as run:
+            probes = pipeline.train_stage(run, settings, splits, workers=workers)
+    if not workers.first:
+        raise typer.Exit()
     if not as_json:
         summary.print_probes(probes)
         print(f"next: {summary.program()} search {run.path}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from hwmodel.errors import QuasarError
+from hwmodel.errors import QuasarError, WorkerLostError
 
 P = ParamSpec("P")
 
@@ -20,6 +22,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 INTERRUPTED = 130
+
+#: seconds in which torchrun ends the workers beside one that failed
+WORKER_GRACE_S = 5.0
 
 
 class CheckFailedError(QuasarError):
@@ -51,6 +56,8 @@ def command(function: Callable[P, Any]) -> Callable[P, None]:
         except QuasarError as error:
             if debug:
                 traceback.print_exc()
+            if not isinstance(error, WorkerLostError):
+                _let_first_worker_speak()
             fail(str(error), error.exit_code, as_json=as_json)
         except KeyboardInterrupt:
             kept = "; what was finished is kept, continue with --resume" if "resume" in kwargs else ""
@@ -64,6 +71,12 @@ def command(function: Callable[P, Any]) -> Callable[P, None]:
             fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, as_json=as_json)
 
     return run
+
+
+def _let_first_worker_speak() -> None:
+    """Workers of torchrun mostly fail alike: gives the first one the time to say why, and to be ended for it."""
+    if int(os.environ.get("RANK", "0")) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(WORKER_GRACE_S)
 
 
 def fail(message: str, code: int, *, as_json: bool) -> NoReturn:

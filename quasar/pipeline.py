@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import Evaluation, evaluate
 from supernet.lowering import lower
+from supernet.parallel import ALONE, Workers
 from supernet.standalone import extract
 from supernet.subnet import Subnet
 from supernet.train import steps_per_epoch, train
@@ -42,7 +44,7 @@ CALIBRATION_IMAGES = 256
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 
 
-def prepare(config: RunConfig) -> tuple[Split, Split]:
+def prepare(config: RunConfig, *, workers: Workers = ALONE) -> tuple[Split, Split]:
     """Opens the data after all checks: what cannot work is said before hours of training, and before a folder is made.
 
     Raises:
@@ -51,8 +53,10 @@ def prepare(config: RunConfig) -> tuple[Split, Split]:
         DamagedInputError: data that cannot be read.
     """
     check_names(config)
-    check_targets(config)
+    if workers.first:  # it warns
+        check_targets(config)
     set_up_torch(config)
+    workers.check(config.train.batch_size, config.train.accumulate)
     return open_splits(config)
 
 
@@ -109,10 +113,15 @@ def _check_fits(split: Split, config: RunConfig) -> None:
             raise UsageError(f"space.{key} is {wanted}, but the data set '{config.data.name}' has {found}")
 
 
-def train_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split]) -> dict[str, Evaluation]:
-    """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets."""
+def train_stage(
+    run: RunFolder, config: RunConfig, splits: tuple[Split, Split], *, workers: Workers = ALONE
+) -> dict[str, Evaluation]:
+    """Trains the supernet, or goes on where it stopped; gives the accuracies of the probe subnets.
+
+    One of several workers calls this as the others do; the first one shows progress.
+    """
     train_split, val_split = splits
-    with stage("train") as progress:
+    with stage("train") if workers.first else nullcontext(_say_nothing) as progress:
         result = train(
             space=config.space,
             supernet=config.supernet,
@@ -124,8 +133,13 @@ def train_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split]) 
             device=set_up_torch(config),
             resume=True,
             progress=progress,
+            workers=workers,
         )
     return result.probes
+
+
+def _say_nothing(done: int, total: int, text: str) -> None:
+    """The progress of a worker beside the first."""
 
 
 def load_supernet(run: RunFolder, config: RunConfig) -> tuple[SupernetViT, Checkpoint]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from supernet.data.splits import Split
+from supernet.parallel import ALONE, Workers
 from supernet.space import SearchSpace
 from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
@@ -56,9 +57,12 @@ def probe_subnets(space: SearchSpace) -> dict[str, Subnet]:
     }
 
 
-def probe(model: SupernetViT, split: Split, *, batch_size: int) -> dict[str, Evaluation]:
-    """Evaluates the probe subnets of a supernet."""
-    return {
+def probe(model: SupernetViT, split: Split, *, batch_size: int, workers: Workers = ALONE) -> dict[str, Evaluation]:
+    """Evaluates the probe subnets of a supernet, each by one of the workers; all workers get all results."""
+    subnets = list(probe_subnets(model.space).items())
+    share = {
         name: evaluate(extract(model, subnet), split, batch_size=batch_size)
-        for name, subnet in probe_subnets(model.space).items()
+        for name, subnet in subnets[workers.rank :: workers.count]
     }
+    results = {name: result for part in workers.gathered(share) for name, result in part.items()}
+    return {name: results[name] for name, _ in subnets}

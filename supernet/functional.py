@@ -69,6 +69,16 @@ class Observer:
             smallest, largest = torch.minimum(smallest, seen[0]), torch.maximum(largest, seen[1])
         self.ranges[sites, index] = smallest, largest
 
+    def unite(self, maximum: Callable[[Tensor], None]) -> None:
+        """Widens the ranges to those of all observers that saw other images of the same batch.
+
+        Args:
+            maximum: replaces each element of a tensor by the largest of all observers.
+        """
+        ends_S2 = torch.stack([torch.stack([-smallest, largest]) for smallest, largest in self.ranges.values()])
+        maximum(ends_S2)
+        self.ranges = {site: (-ends_2[0], ends_2[1]) for site, ends_2 in zip(self.ranges, ends_S2, strict=True)}
+
     def update(self, *, momentum: float) -> None:
         """Moves the range of each site towards the one seen: `m * range + (1 - m) * seen`, at both ends."""
         for (sites, index), (smallest, largest) in self.ranges.items():

@@ -22,6 +22,7 @@ from supernet.config import TrainConfig
 from supernet.data.randomness import seeded
 from supernet.distill import Teacher, divergence
 from supernet.functional import Observer
+from supernet.parallel import ALONE, Workers
 from supernet.sampling import STRATEGIES
 from supernet.vit import QuantizedOnce, SupernetViT, Weights, quantized, unquantized
 
@@ -37,6 +38,7 @@ class Step:
         rollbacks: how often the training went back so far.
         quantize: False for a step of float weights and activations; ranges of activations are followed all the same.
         teacher: teaches the subnets; None for the largest subnet of each step, or for none, as `config.distill` says.
+        workers: that take the other shares of each batch; see `Workers.places`.
 
     Raises:
         UsageError: an unknown sampling strategy.
@@ -52,6 +54,7 @@ class Step:
         rollbacks: int = 0,
         quantize: bool = True,
         teacher: Teacher | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -60,6 +63,7 @@ class Step:
         self._rollbacks = rollbacks
         self._quantize = quantize
         self._teacher = teacher
+        self._workers = workers
         self._strategy = STRATEGIES.get(config.sampling.strategy)
         self._largest = model.space.largest()
         self._mixup = _mixup(config, model.space.num_classes)
@@ -67,7 +71,11 @@ class Step:
     def __call__(self, x_BCHW: Tensor, y_B: Tensor, step: int) -> Tensor:
         """One update by normalised images and their labels; the loss on the labels of the first subnet before it.
 
-        The loss of a step is the mean over its subnets, and is left on the device.
+        The loss of a step is the mean over its subnets. What is given back is left on the device, the same for all
+        workers.
+
+        Args:
+            x_BCHW: this worker's share of the batch, as are its labels.
         """
         config, model = self._config, self._model
         # numpy takes a trailing 0 for nothing: without rollbacks this is the generator of (seed, step).
@@ -103,9 +111,13 @@ class Step:
                 (total * share).backward()  # type: ignore[no-untyped-call]
                 if index == 0:
                     loss += on_labels.detach() / config.accumulate
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self._workers.average([*gradients, loss])
         if config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
         self._optimizer.step()
+        if self._workers.count > 1:
+            observer.unite(self._workers.maximum)
         observer.update(momentum=config.activation_momentum)
         return loss
 
@@ -129,13 +141,16 @@ class Step:
         return x_BCHW, target_BC
 
     def _drop_path(self, batch: int, step: int) -> Tensor | None:
-        """Factors (L, 2, B) of the branches of L blocks: 0, or 1 / (chance to stay)."""
+        """Factors (L, 2, B) of the branches of L blocks for B images of this worker: 0, or 1 / (chance to stay)."""
         if not self._config.drop_path:
             return None
+        batch *= self._workers.count  # drawn for all
         ones_2B = torch.ones(2 * batch)
         rates = torch.linspace(0, self._config.drop_path, self._model.space.max_depth).tolist()
         with seeded(self._seed, step, self._rollbacks, _DROP_PATH):  # on the CPU: the same on every device
             factors_L2B = torch.stack([drop_path(ones_2B, rate, training=True).view(2, batch) for rate in rates])
+        if (places := self._workers.places(batch)) is not None:
+            factors_L2B = factors_L2B[:, :, places]
         return factors_L2B.to(self._model.cls_token.device, non_blocking=True)
 
 

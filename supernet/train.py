@@ -30,6 +30,7 @@ from supernet.data.splits import Split
 from supernet.distill import Teacher, load_teacher
 from supernet.evaluate import Evaluation, probe
 from supernet.metrics import open_metrics
+from supernet.parallel import ALONE, Workers
 from supernet.pretrained import prepare
 from supernet.space import SearchSpace
 from supernet.step import Step
@@ -73,6 +74,7 @@ def train(
     device: torch.device,
     resume: bool = False,
     progress: Progress,
+    workers: Workers = ALONE,
 ) -> TrainResult:
     """Trains a supernet and leaves `metrics.jsonl`, `tensorboard/` and `checkpoints/` in `folder`.
 
@@ -81,28 +83,31 @@ def train(
 
     Args:
         resume: go on from `last.safetensors`, if there is one.
+        workers: that do this together, each on its share of every batch. Results depend on their number only as far
+            as rounding does, and it may change when a training is resumed. `folder` is the same for all.
 
     Raises:
-        UsageError: a batch is larger than the training split; a teacher that cannot teach; `resume`, but the
-            checkpoint is of another space, data set or settings.
+        UsageError: a batch is larger than the training split, or does not divide among the workers; a teacher that
+            cannot teach; `resume`, but the checkpoint is of another space, data set or settings.
         DamagedInputError: a checkpoint that cannot be read.
         QuasarError: training diverges more often than `config.max_rollbacks`, or the disk refuses a checkpoint.
     """
     last = folder / "checkpoints" / "last.safetensors"
     steps = steps_per_epoch(config, train_split)
+    workers.check(config.batch_size, config.accumulate)
     about = _About(space=space, supernet=supernet, train_digest=train_split.digest, settings=_flat(config, seed))
     teacher = load_teacher(config.distill, space=space, split=train_split, device=device)
-    if resume and last.exists():
-        start = Checkpoint.load(last)
-        _check_same_run(start, last, about)
-        state = _State.restored(start, source=str(last), config=config, steps=steps, device=device)
-    else:
+    if workers.first and not (resume and last.exists()):
         model = new_supernet(space, supernet, seed=seed).to(device)
         prepare(model, supernet, train_split, seed=seed)
-        state = _State.fresh(model, config=config, steps=steps)
-        state.checkpoint(about).save(last)  # where a first epoch that diverges goes back to
+        _State.fresh(model, config=config, steps=steps).checkpoint(about).save(last)
+    workers.wait()
+    # Also what has just begun: it is where a first epoch that diverges goes back to, and where other workers begin.
+    start = Checkpoint.load(last)
+    _check_same_run(start, last, about)
+    state = _State.restored(start, source=str(last), config=config, steps=steps, device=device)
     probes: dict[str, Evaluation] = {}
-    with open_metrics(folder, epochs_done=state.epoch) as metrics:
+    with open_metrics(folder if workers.first else None, epochs_done=state.epoch) as metrics:
         while state.epoch < config.epochs:
             started = time.monotonic()
             try:
@@ -114,10 +119,11 @@ def train(
                     teacher=teacher,
                     progress=progress,
                     text=_summary(state.epoch, config.epochs, probes),
+                    workers=workers,
                 )
             except _DivergedError as diverged:
                 metrics.rollback(epoch=state.epoch + 1, step=state.step, cause=str(diverged))
-                _warn_or_stop(state, config, str(diverged))
+                _warn_or_stop(state, config, str(diverged), warn=workers.first)
                 rollbacks = state.rollbacks + 1
                 state = _State.restored(
                     Checkpoint.load(last), source=str(last), config=config, steps=steps, device=device
@@ -128,7 +134,7 @@ def train(
             best = False
             evaluated = state.epoch == config.epochs or state.epoch % config.eval_every == 0
             if evaluated:
-                probes = probe(state.weights, val_split, batch_size=4 * config.batch_size)
+                probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
                 mean = float(np.mean([p.accuracy for p in probes.values()]))
                 best = mean > state.best_accuracy
                 state.best_accuracy = max(mean, state.best_accuracy)
@@ -143,13 +149,15 @@ def train(
                     "val": {name: asdict(p) for name, p in probes.items()} if evaluated else None,
                 }
             )
-            checkpoint = state.checkpoint(about)
-            if best:
-                checkpoint.save(last.with_name("best.safetensors"))
-            checkpoint.save(last)
+            if workers.first:
+                checkpoint = state.checkpoint(about)
+                if best:
+                    checkpoint.save(last.with_name("best.safetensors"))
+                checkpoint.save(last)
     if not probes:
         progress(state.step, state.step, "nothing is left to train")
-        probes = probe(state.weights, val_split, batch_size=4 * config.batch_size)
+        probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
+    workers.wait()  # until the checkpoint is there
     return TrainResult(checkpoint=last, probes=probes)
 
 
@@ -157,8 +165,8 @@ class _DivergedError(Exception):
     """Training has diverged; the text is the cause."""
 
 
-def _warn_or_stop(state: _State, config: TrainConfig, cause: str) -> None:
-    """Says on the console why training goes back; raises `QuasarError` if it may not any more."""
+def _warn_or_stop(state: _State, config: TrainConfig, cause: str, *, warn: bool) -> None:
+    """Says on the console, if `warn`, why training goes back; raises `QuasarError` if it may not any more."""
     where = f"training: {cause}, in epoch {state.epoch + 1}"
     if state.rollbacks >= config.max_rollbacks:
         raise QuasarError(
@@ -166,7 +174,8 @@ def _warn_or_stop(state: _State, config: TrainConfig, cause: str) -> None:
             "train.clip_grad_norm, and start over with --overwrite"
         )
     number = f"rollback {state.rollbacks + 1} of {config.max_rollbacks}"
-    print(f"warning: {where}; back to the checkpoint before ({number})", file=sys.stderr)
+    if warn:
+        print(f"warning: {where}; back to the checkpoint before ({number})", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +257,7 @@ def _epoch(
     teacher: Teacher | None,
     progress: Progress,
     text: str,
+    workers: Workers,
 ) -> float:
     """Trains for one epoch and gives the mean loss; raises `_DivergedError` as soon as that is seen."""
     train_step = Step(
@@ -258,6 +268,7 @@ def _epoch(
         rollbacks=state.rollbacks,
         quantize=state.epoch >= config.float_epochs,
         teacher=teacher,
+        workers=workers,
     )
     # The loss may rise where quantization begins: levels from before say nothing about it.
     level = None if state.epoch == config.float_epochs else state.loss_level
@@ -272,7 +283,8 @@ def _epoch(
     # After a rollback the images come in the order of an epoch that is not part of the training.
     order = state.epoch + state.rollbacks * config.epochs
     steps = state.steps_per_epoch
-    for number, (x_BCHW, y_B) in enumerate(split.batches(config.batch_size, epoch=order, device=device), start=1):
+    batches = split.batches(config.batch_size, epoch=order, device=device, places=workers.places(config.batch_size))
+    for number, (x_BCHW, y_B) in enumerate(batches, start=1):
         state.scheduler.step_update(state.step)
         loss = train_step(x_BCHW, y_B, state.step)
         state.step += 1

@@ -93,6 +93,7 @@ class Split:
         epoch: int | None = None,
         device: torch.device | str = "cpu",
         limit: int | None = None,
+        places: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images, float32 (B, C, image_size, image_size), with labels, int64 (B,), on `device`.
 
@@ -100,6 +101,8 @@ class Split:
             epoch: None gives the fixed order, without augmentation, to the last sample. A number (training split
                 only) gives the shuffled and augmented samples of that epoch, in full batches only.
             limit: only the first so many samples of the fixed order; all if there are fewer.
+            places: of each full batch of an epoch only the samples at these places, int64 (B,), as they are in it:
+                what one of several processes takes.
 
         Raises:
             UsageError: an epoch without a single full batch. Raised by the call, as are the next two.
@@ -108,6 +111,8 @@ class Split:
         """
         if batch_size < 1 or (limit is not None and limit < 1) or (epoch is not None and epoch < 0):
             raise ValueError(f"batch_size={batch_size}, limit={limit} or epoch={epoch} is out of range")
+        if places is not None and epoch is None:
+            raise ValueError("only an epoch has places: all of its batches are full")
         count = len(self) if limit is None else min(limit, len(self))
         if epoch is not None:
             if self._seed is None:
@@ -117,13 +122,13 @@ class Split:
                     f"a batch of {batch_size} is larger than the training split of {count} images; lower it"
                 )
         if isinstance(self._samples, ArraySamples):
-            stream = self._from_memory(count, batch_size, epoch, torch.device(device))
+            stream = self._from_memory(count, batch_size, epoch, torch.device(device), wanted=places)
         else:
-            stream = self._from_files(self._samples, count, batch_size, epoch, torch.device(device))
+            stream = self._from_files(self._samples, count, batch_size, epoch, torch.device(device), wanted=places)
         return stream
 
     def _from_memory(
-        self, count: int, batch_size: int, epoch: int | None, device: torch.device
+        self, count: int, batch_size: int, epoch: int | None, device: torch.device, *, wanted: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._resident_on(device)
         if epoch is None:
@@ -137,18 +142,30 @@ class Split:
         order = torch.randperm(count, generator=rng).to(device)
         offsets = torch.randint(2 * padding + 1, (count, 2), generator=rng).to(device)
         flip = (torch.rand(count, generator=rng) < (0.5 if self._config.horizontal_flip else 0.0)).to(device)
+        if wanted is not None:
+            wanted = wanted.to(device)
         for start in range(0, count - batch_size + 1, batch_size):
-            places = slice(start, start + batch_size)
-            chosen = order[places]
-            batch = crop_and_flip(images[chosen], padding, offsets[places], flip[places])
+            taken = slice(start, start + batch_size) if wanted is None else start + wanted
+            chosen = order[taken]
+            batch = crop_and_flip(images[chosen], padding, offsets[taken], flip[taken])
             yield self._normalized(batch), labels[chosen]
 
     def _from_files(
-        self, samples: FileSamples, count: int, batch_size: int, epoch: int | None, device: torch.device
+        self,
+        samples: FileSamples,
+        count: int,
+        batch_size: int,
+        epoch: int | None,
+        device: torch.device,
+        *,
+        wanted: Tensor | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.from_numpy(self._indices[:count])
         if epoch is not None:
             order = order[torch.randperm(count, generator=generator(*self._seeds(epoch)))]
+        if wanted is not None:
+            order = order[: count // batch_size * batch_size].view(-1, batch_size)[:, wanted].flatten()
+            batch_size = len(wanted)
         loaded = load_batches(
             samples,
             order,

@@ -1,0 +1,5 @@
+"""`python -m quasar`, for launchers that take a module."""
+
+from quasar.cli import main
+
+main()
