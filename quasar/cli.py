@@ -113,6 +113,34 @@ def train(
 
 @app.command()
 @command
+def rank(
+    run: Run,
+    *,
+    subnets: Annotated[int, typer.Option(help="Subnets over the range of latencies, and again at equal latency.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Trainings of each subnet.")] = 2,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each; by default those of the supernet.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Train subnets by themselves, and say how well the supernet orders them. Goes on where it was stopped."""
+    from quasar.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    settings = folder.config()
+    from quasar import ranking, summary
+
+    with folder.locked():
+        document = ranking.rank(folder, settings, subnets=subnets, seeds=seeds, epochs=epochs)
+    if not as_json:
+        summary.print_rank(document)
+        print(f"written: {run / 'rank.json'}")
+    return document
+
+
+@app.command()
+@command
 def search(
     run: Annotated[Path, typer.Argument(help="Run folder; with --profile, a configuration file will do.")],
     overrides: Overrides = None,

@@ -26,7 +26,7 @@ ENVIRONMENT_FILE = "env.json"
 
 #: all that a run writes, stage by stage; --overwrite removes these and nothing else
 STAGE_FILES = {
-    "train": ("train",),
+    "train": ("train", "rank.json", "rank.jsonl"),
     "search": ("search", "timing.json"),
     "export": ("export",),
     "report": ("report.html",),
@@ -67,6 +67,11 @@ class RunFolder:
     def timing(self) -> Path:
         """How long the search took; apart from its result, which does not depend on the machine."""
         return self.path / "timing.json"
+
+    @property
+    def rank_journal(self) -> Path:
+        """One line for each subnet that `quasar rank` trained."""
+        return self.path / "rank.jsonl"
 
     @property
     def export(self) -> Path:

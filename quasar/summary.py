@@ -151,6 +151,36 @@ def print_probes(probes: Mapping[str, Evaluation]) -> None:
     _console().print(table)
 
 
+def print_rank(document: Mapping[str, Any]) -> None:
+    """How well inherited results order subnets as trainings of their own do, beside latency and another seed."""
+    table = _table(
+        "subnets",
+        "number",
+        "latency ms",
+        "measure",
+        "inherited",
+        "latency",
+        "another seed",
+        title="Kendall's tau with standalone training, by",
+    )
+    for name, found in document["sets"].items():
+        latency = [subnet["latency_ms"] for subnet in found["subnets"]]
+        for metric in ("accuracy", "loss"):
+            taus = (found[metric][key] for key in ("inherited", "latency", "seeds"))
+            table.add_row(
+                {"range": "over the whole range", "equal": "at about equal latency"}[name],
+                f"{len(latency)}",
+                f"{min(latency):.4g} to {max(latency):.4g}",
+                metric,
+                *("-" if tau is None else f"{tau:+.2f}" for tau in taus),
+            )
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{document['epochs']} epochs, {document['seeds']} seeds, {document['images']:,} validation images", style="dim"
+    )
+
+
 def print_next(run: RunFolder, bundles: Mapping[str, Path]) -> None:
     """Where the results are, and what to try with them."""
     print(f"report:  {run.report}")

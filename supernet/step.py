@@ -11,6 +11,8 @@ in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
@@ -24,6 +26,7 @@ from supernet.distill import Teacher, divergence
 from supernet.functional import Observer
 from supernet.parallel import ALONE, Workers
 from supernet.sampling import STRATEGIES
+from supernet.subnet import Subnet
 from supernet.vit import QuantizedOnce, SupernetViT, Weights, quantized, unquantized
 
 #: what random numbers are for; the subnets of a step need no number of their own
@@ -39,6 +42,7 @@ class Step:
         quantize: False for a step of float weights and activations; ranges of activations are followed all the same.
         teacher: teaches the subnets; None for the largest subnet of each step, or for none, as `config.distill` says.
         workers: that take the other shares of each batch; see `Workers.places`.
+        subnets: to train in every step, instead of those that `config.sampling` draws.
 
     Raises:
         UsageError: an unknown sampling strategy.
@@ -55,6 +59,7 @@ class Step:
         quantize: bool = True,
         teacher: Teacher | None = None,
         workers: Workers = ALONE,
+        subnets: Sequence[Subnet] | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -64,6 +69,7 @@ class Step:
         self._quantize = quantize
         self._teacher = teacher
         self._workers = workers
+        self._subnets = subnets
         self._strategy = STRATEGIES.get(config.sampling.strategy)
         self._largest = model.space.largest()
         self._mixup = _mixup(config, model.space.num_classes)
@@ -80,7 +86,7 @@ class Step:
         config, model = self._config, self._model
         # numpy takes a trailing 0 for nothing: without rollbacks this is the generator of (seed, step).
         rng = np.random.default_rng([self._seed, step, self._rollbacks])
-        subnets = self._strategy(model.space, rng, config.sampling.random)
+        subnets = self._subnets or self._strategy(model.space, rng, config.sampling.random)
         x_BCHW, target_B = self._mixed(x_BCHW, y_B, step)
         drop_path_L2B = self._drop_path(len(x_BCHW), step)
         weights: Weights = unquantized

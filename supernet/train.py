@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ from supernet.parallel import ALONE, Workers
 from supernet.pretrained import prepare
 from supernet.space import SearchSpace
 from supernet.step import Step
+from supernet.subnet import Subnet
 from supernet.vit import SupernetViT
 from supernet.watch import LossWatch
 
@@ -100,18 +102,18 @@ def train(
     if workers.first and not (resume and last.exists()):
         model = new_supernet(space, supernet, seed=seed).to(device)
         prepare(model, supernet, train_split, seed=seed)
-        _State.fresh(model, config=config, steps=steps).checkpoint(about).save(last)
+        State.fresh(model, config=config, steps=steps).checkpoint(about).save(last)
     workers.wait()
     # Also what has just begun: it is where a first epoch that diverges goes back to, and where other workers begin.
     start = Checkpoint.load(last)
     _check_same_run(start, last, about)
-    state = _State.restored(start, source=str(last), config=config, steps=steps, device=device)
+    state = State.restored(start, source=str(last), config=config, steps=steps, device=device)
     probes: dict[str, Evaluation] = {}
     with open_metrics(folder if workers.first else None, epochs_done=state.epoch) as metrics:
         while state.epoch < config.epochs:
             started = time.monotonic()
             try:
-                loss = _epoch(
+                loss = train_epoch(
                     state,
                     train_split,
                     config=config,
@@ -121,11 +123,11 @@ def train(
                     text=_summary(state.epoch, config.epochs, probes),
                     workers=workers,
                 )
-            except _DivergedError as diverged:
+            except DivergedError as diverged:
                 metrics.rollback(epoch=state.epoch + 1, step=state.step, cause=str(diverged))
                 _warn_or_stop(state, config, str(diverged), warn=workers.first)
                 rollbacks = state.rollbacks + 1
-                state = _State.restored(
+                state = State.restored(
                     Checkpoint.load(last), source=str(last), config=config, steps=steps, device=device
                 )
                 state.rollbacks = rollbacks
@@ -161,11 +163,11 @@ def train(
     return TrainResult(checkpoint=last, probes=probes)
 
 
-class _DivergedError(Exception):
+class DivergedError(Exception):
     """Training has diverged; the text is the cause."""
 
 
-def _warn_or_stop(state: _State, config: TrainConfig, cause: str, *, warn: bool) -> None:
+def _warn_or_stop(state: State, config: TrainConfig, cause: str, *, warn: bool) -> None:
     """Says on the console, if `warn`, why training goes back; raises `QuasarError` if it may not any more."""
     where = f"training: {cause}, in epoch {state.epoch + 1}"
     if state.rollbacks >= config.max_rollbacks:
@@ -189,7 +191,7 @@ class _About:
 
 
 @dataclass(kw_only=True, slots=True)
-class _State:
+class State:
     """All that changes in training."""
 
     model: SupernetViT
@@ -209,19 +211,19 @@ class _State:
         return self.model if self.average is None else cast(SupernetViT, self.average.module)
 
     @staticmethod
-    def fresh(model: SupernetViT, *, config: TrainConfig, steps: int) -> _State:
+    def fresh(model: SupernetViT, *, config: TrainConfig, steps: int) -> State:
         """The start, with the weights of `model` and `steps` optimizer steps in an epoch."""
         optimizer, scheduler = _optimizer_and_schedule(model, config, steps)
         # With warm-up the average forgets the first weights in short trainings, too.
         average = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
-        return _State(model=model, average=average, optimizer=optimizer, scheduler=scheduler, steps_per_epoch=steps)
+        return State(model=model, average=average, optimizer=optimizer, scheduler=scheduler, steps_per_epoch=steps)
 
     @staticmethod
     def restored(
         checkpoint: Checkpoint, *, source: str, config: TrainConfig, steps: int, device: torch.device
-    ) -> _State:
+    ) -> State:
         """The state that a checkpoint holds; raises `DamagedInputError` if it does not fit together."""
-        state = _State.fresh(checkpoint.build(source=source, to_train=True).to(device), config=config, steps=steps)
+        state = State.fresh(checkpoint.build(source=source, to_train=True).to(device), config=config, steps=steps)
         if state.average is not None:
             state.average.set(checkpoint.build(source=source).to(device))  # type: ignore[no-untyped-call]
         if checkpoint.step:
@@ -248,18 +250,23 @@ class _State:
         )
 
 
-def _epoch(
-    state: _State,
+def train_epoch(
+    state: State,
     split: Split,
     *,
     config: TrainConfig,
     seed: int,
     teacher: Teacher | None,
     progress: Progress,
-    text: str,
-    workers: Workers,
+    text: str = "",
+    workers: Workers = ALONE,
+    subnets: Sequence[Subnet] | None = None,
 ) -> float:
-    """Trains for one epoch and gives the mean loss; raises `_DivergedError` as soon as that is seen."""
+    """Trains for one epoch and gives the mean loss; raises `DivergedError` as soon as that is seen.
+
+    Args:
+        subnets: that each step trains, instead of those that `config.sampling` draws.
+    """
     train_step = Step(
         state.model,
         state.optimizer,
@@ -269,6 +276,7 @@ def _epoch(
         quantize=state.epoch >= config.float_epochs,
         teacher=teacher,
         workers=workers,
+        subnets=subnets,
     )
     # The loss may rise where quantization begins: levels from before say nothing about it.
     level = None if state.epoch == config.float_epochs else state.loss_level
@@ -292,7 +300,7 @@ def _epoch(
             state.average.update(state.model, step=state.step)
         loss_sum += loss
         if cause := watch.add(loss, look=number == steps):
-            raise _DivergedError(cause)
+            raise DivergedError(cause)
         progress(state.step, steps * config.epochs, text)
     state.loss_level = watch.level
     state.model.refresh_clips()

@@ -1,0 +1,113 @@
+"""Training one subnet by itself, from random weights: what its inherited weights are to be compared with.
+
+The network is a supernet of one subnet, whose tensors are no larger than the subnet: rows and inputs that others use
+would take part in the scales of its rows. Everything else is as in the training of a supernet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from hwmodel.errors import QuasarError
+from supernet.calibrate import linears_of
+from supernet.config import DistillConfig, Progress, SamplingConfig, SupernetConfig, TrainConfig
+from supernet.data.splits import Split
+from supernet.distill import load_teacher
+from supernet.functional import Observer
+from supernet.space import SearchSpace
+from supernet.standalone import SubnetViT, extract
+from supernet.subnet import LINEARS, Subnet
+from supernet.train import DivergedError, State, new_supernet, steps_per_epoch, train_epoch
+from supernet.vit import ElasticLinear, SupernetViT, unquantized
+
+#: images that set the first activation ranges
+_CALIBRATION_IMAGES = 200
+
+
+def train_alone(
+    subnet: Subnet,
+    *,
+    supernet: SupernetConfig,
+    config: TrainConfig,
+    train_split: Split,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> SubnetViT:
+    """The subnet after a training by itself, extracted.
+
+    Args:
+        supernet: only its layer scaling counts; the weights start at random.
+        config: as `settings_alone` gives it.
+        seed: of the initial weights and of everything random in a step.
+
+    Raises:
+        QuasarError: training diverges.
+    """
+    model = supernet_of_one(subnet, layer_scale=supernet.layer_scale, seed=seed).to(device)
+    observer = Observer(quantize=False)
+    with torch.no_grad():
+        images = next(train_split.batches(_CALIBRATION_IMAGES, device=device))[0]
+        model(images, subnet, observer, weights=unquantized)
+    observer.update(momentum=0.0)
+    state = State.fresh(model, config=config, steps=steps_per_epoch(config, train_split))
+    teacher = load_teacher(config.distill, space=model.space, split=train_split, device=device)
+    try:
+        while state.epoch < config.epochs:
+            train_epoch(
+                state, train_split, config=config, seed=seed, teacher=teacher, progress=progress, subnets=[subnet]
+            )
+            state.epoch += 1
+    except DivergedError as diverged:
+        raise QuasarError(
+            f"training subnet {subnet.digest} alone, seed {seed}: {diverged}, in epoch {state.epoch + 1}; "
+            "train the supernet with a lower train.lr or with train.clip_grad_norm"
+        ) from None
+    return extract(state.weights, subnet)
+
+
+def settings_alone(config: TrainConfig, *, epochs: int) -> TrainConfig:
+    """The settings of a supernet's training for `epochs` epochs of one subnet.
+
+    Warm-up and float epochs keep their share. Subnets that teach each other are left out, a teacher from outside stays.
+    """
+    scale = epochs / max(1, config.epochs)
+    return dataclasses.replace(
+        config,
+        epochs=epochs,
+        warmup_epochs=config.warmup_epochs * scale,
+        float_epochs=round(config.float_epochs * scale),
+        sampling=SamplingConfig(),
+        distill=DistillConfig() if config.distill.teacher is None else config.distill,
+    )
+
+
+def supernet_of_one(subnet: Subnet, *, layer_scale: float | None, seed: int) -> SupernetViT:
+    """A supernet with random weights that holds one subnet and no row or input more."""
+    blocks = subnet.blocks
+    space = SearchSpace(
+        num_classes=subnet.num_classes,
+        in_chans=subnet.in_chans,
+        patch_size=subnet.patch_size,
+        head_dim=subnet.head_dim,
+        image_size=(subnet.image_size,),
+        embed_dim=(subnet.embed_dim,),
+        depth=(subnet.depth,),
+        num_heads=tuple({block.num_heads for block in blocks}),
+        mlp_ratio=tuple({block.mlp_ratio for block in blocks}),
+        high_precision_ratio=tuple({getattr(block, f"{linear}_ratio") for block in blocks for linear in LINEARS}),
+        operator=tuple(dict.fromkeys(block.operator for block in blocks)),
+        weight_bits=(subnet.low_bits, subnet.high_bits),
+        act_bits=subnet.act_bits,
+    )
+    model = new_supernet(space, SupernetConfig(layer_scale=layer_scale), seed=seed)
+    names = {module: name for name, module in model.named_modules()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for linear, plan, _ in list(linears_of(model, subnet)):
+            owner, _, name = names[linear].rpartition(".")
+            fitting = ElasticLinear(plan.rows, plan.inputs, weight_bits=space.weight_bits)
+            setattr(model.get_submodule(owner), name, fitting)
+    return model
