@@ -398,6 +398,23 @@ def one_line(result):
     return result.error
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("verilator") is None, reason="verilator is not installed")
+class TestRtl:
+    def test_an_exported_subnet_takes_the_cycles_that_the_search_promised(self, cli, finished):
+        """All operations of an image, with the subnet's integers, on the RTL of the bundle's accelerator."""
+        bundle = finished[0] / "export" / BUNDLES[0]
+        target = read_front(finished[0])["targets"][0]
+        result = cli("hw", "simulate", "--bundle", bundle, "--json")
+        assert result.code == 0, result
+        document = json.loads(result.out)
+        assert document["accelerator"] == target["accelerator"]
+        assert document["simulated_cycles"] == document["exported_cycles"] == target["cost"]["cycles"]
+        layers = document["layers"].values()
+        assert sum(layer["outputs"] for layer in layers) > 0
+        assert not any(layer["mismatching_outputs"] for layer in layers)
+
+
 class TestInterrupt:
     """Signals to real processes, and `--resume` after them."""
 
