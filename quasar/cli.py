@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwmodel.errors import UsageError
 from quasar.cli_hw import hw_app
 from quasar.command import CheckFailedError, Debug, Json, command
+
+if TYPE_CHECKING:
+    from quasar.config import RunConfig
 
 app = typer.Typer(
     name="quasar",
@@ -78,6 +81,9 @@ def train(
     config: Config,
     overrides: Overrides = None,
     *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only a few steps on random images: settings, memory and speed.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -98,6 +104,8 @@ def train(
     from quasar.run_folder import RunFolder
     from supernet.parallel import joined
 
+    if dry_run:
+        return _dry_run(settings, as_json=as_json)
     with joined(pipeline.set_up_torch(settings)) as workers:
         splits = pipeline.prepare(settings, workers=workers)
         opened = open_run(settings, resume=resume, overwrite=overwrite)
@@ -109,6 +117,20 @@ def train(
         summary.print_probes(probes)
         print(f"next: {summary.program()} search {run.path}")
     return {"run": str(run.path), "probes": {name: asdict(probe) for name, probe in probes.items()}}
+
+
+def _dry_run(settings: RunConfig, *, as_json: bool) -> dict[str, Any]:
+    from quasar import pipeline, summary
+    from quasar.dry_run import dry_run
+    from supernet.parallel import joined
+
+    with joined(pipeline.set_up_torch(settings)) as workers:
+        document = dry_run(settings, workers=workers)
+    if not workers.first:
+        raise typer.Exit()
+    if not as_json:
+        summary.print_dry_run(document)
+    return document
 
 
 @app.command()

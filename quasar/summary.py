@@ -151,6 +151,20 @@ def print_probes(probes: Mapping[str, Evaluation]) -> None:
     _console().print(table)
 
 
+def print_dry_run(document: Mapping[str, Any]) -> None:
+    """What a few steps of a training took."""
+    seconds, device = document["seconds_per_step"], document["device"]
+    batch, *shape = document["images"]
+    print(
+        f"{document['workers']} worker(s) on {device}, {batch:,} images of {' x '.join(map(str, shape))} each\n"
+        f"{document['parameters'] / 1e6:,.1f} M parameters, {document['tokens']} tokens, "
+        f"{document['subnets']} subnets\n"
+        f"step: {seconds['sampled']:.3g} s, of the largest subnet alone {seconds['largest']:.3g} s; "
+        f"{document['images_per_second']:,.3g} images/s\n"
+        f"peak memory: {document['peak_memory_gib']:.2f} GiB of {'the process' if device == 'cpu' else 'the GPU'}"
+    )
+
+
 def print_rank(document: Mapping[str, Any]) -> None:
     """How well inherited results order subnets as trainings of their own do, beside latency and another seed."""
     table = _table(
