@@ -80,9 +80,10 @@ class AcceleratorConfig:
     """One accelerator. Streams are in bits per cycle, and whole bytes.
 
     The weight stream comes from memory. With `activations` "onchip" the activation buffer holds all that is alive in
-    a network: the array reads `array_inputs` codes per cycle from it and the drain writes back `output_stream_bits`;
-    `activation_stream_bits` plays no part. With "ddr" each activation tile streams from memory, outputs stream back,
-    and the activation buffer holds two tiles of `max_tokens` x `array_inputs` codes.
+    a network: the array reads `array_inputs` codes per cycle from it, and `activation_stream_bits` plays no part. With
+    "ddr" each activation tile streams from memory, outputs stream back, and the activation buffer holds two tiles of
+    `max_tokens` x `array_inputs` codes. The drain gives `output_stream_bits` / 8 codes per cycle; those of the residual
+    stream and the logits have 16 bits, so its port is twice as wide.
 
     Raises:
         UsageError: a value is impossible; the message names its key.

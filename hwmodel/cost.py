@@ -18,6 +18,7 @@ from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.cycles import BOUNDS, GemmTerms, vector_cycles
 from hwmodel.device import Device
 from hwmodel.energy import energy_counts, energy_mj
+from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.resources import Resources, demands, resources_of
 from hwmodel.workload import IntArray, Population, Workload
 
@@ -78,7 +79,7 @@ class CostEstimate:
 class CostBatch:
     """The costs of N networks, each of shape (N,).
 
-    `fits` is False where activations or tokens of a network exceed the buffers of the accelerator.
+    `fits` is False where activations, tokens or the width of a network exceed what the accelerator holds.
     """
 
     cycles: IntArray
@@ -128,6 +129,10 @@ class FpgaCostModel:
         latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
         g, config = population.gemms, self.accelerator
         fits = population.gemm_totals(((g.tokens > config.max_tokens) & (g.count > 0))[0]) == 0
+        v = population.vectors
+        normed = np.array([kind == "layernorm" for kind in v.kinds], dtype=np.bool_)
+        too_wide = normed & (v.width[0] > LARGEST_WIDTH) & (v.count[0] > 0)
+        fits &= population.vector_totals(too_wide) == 0
         if config.activations == "onchip":
             fits &= population.activation_bytes() <= config.activation_buffer_bytes
         sums = population.gemm_totals(of_gemms), population.vector_totals(of_vectors[0])
@@ -178,4 +183,8 @@ class FpgaCostModel:
         largest = max(workload.gemms, key=attrgetter("tokens"), default=None)
         if largest is not None and largest.tokens > config.max_tokens:
             sentences.append(f"tokens {largest.tokens} of {largest.name} exceed {config.max_tokens} (max_tokens)")
+        for vector in workload.vectors:
+            if vector.width > LARGEST_WIDTH and vector.kind == "layernorm":
+                sentences.append(f"width {vector.width} of {vector.name} exceeds {LARGEST_WIDTH} (LayerNorm unit)")
+                break
         return sentences

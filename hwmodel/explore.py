@@ -157,7 +157,7 @@ def design_grid(
     widths = [2**n * device.port_bits for n in range(max(device.hp_ports, 1).bit_length())]
     # A slow memory cannot fill a port for each stream: those take a part of one.
     sustained = 8000 * device.ddr_gb_per_s * device.ddr_efficiency
-    while widths[0] % 16 == 0 and (1 if activations == "onchip" else 3) * widths[0] * clock_mhz > sustained:
+    while widths[0] % 16 == 0 and (1 if activations == "onchip" else 4) * widths[0] * clock_mhz > sustained:
         widths.insert(0, widths[0] // 2)
     tokens = max((gemm.tokens for workload in workloads for gemm in workload.gemms), default=1)
     onchip_bytes = max(workload.activation_bytes for workload in workloads)

@@ -293,7 +293,7 @@ def _outside_terms(a: AcceleratorColumns) -> tuple[ResourceTerm, ...]:
             name="stream buffers",
             source=_ESTIMATE,
             bram18=bram18(a.weight_stream_bits, 512)
-            + a.ddr_activations * (bram18(a.activation_stream_bits, 512) + bram18(a.output_stream_bits, 512)),
+            + a.ddr_activations * (bram18(a.activation_stream_bits, 512) + bram18(2 * a.output_stream_bits, 512)),
             # address generator and burst control of each stream
             lut=1500 * memory_streams,
             ff=2000 * memory_streams,
@@ -324,8 +324,9 @@ def resources_of(config: AcceleratorConfig, calibration: Calibration | None = No
 def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ...]:
     """All that `device` limits: resources, memory bandwidth, memory ports and clock."""
     sums = total(accelerator, device.calibration)
+    # Codes of the residual stream leave with 16 bits, twice the width that 8-bit ones need.
     streams = accelerator.weight_stream_bits + accelerator.ddr_activations * (
-        accelerator.activation_stream_bits + accelerator.output_stream_bits
+        accelerator.activation_stream_bits + 2 * accelerator.output_stream_bits
     )
     sustained = device.ddr_gb_per_s * device.ddr_efficiency
     return (

@@ -122,6 +122,21 @@ def test_violations(*, config, zcu102, gemm, workload, changes, network, sentenc
     assert model.estimate(workload(gemm(10, 8, 8, name="fc1"), **network)).violations == (sentence,)
 
 
+def test_rows_too_wide_for_layernorm_do_not_fit(config, zcu102, gemm, workload):
+    model = FpgaCostModel(zcu102, config())
+    for width, fits in ((1024, True), (1025, False)):
+        network = workload(
+            gemm(10, 8, 8),
+            vectors=[
+                VectorOp(name="norm1", kind="layernorm", tokens=10, width=width),
+                VectorOp(name="add", kind="residual", tokens=10, width=5000),
+            ],
+        )
+        found = model.estimate(network).violations
+        assert found == (() if fits else ("width 1025 of norm1 exceeds 1024 (LayerNorm unit)",))
+        assert model.estimate_many(Population.of(network)).fits.tolist() == [fits]
+
+
 def test_large_activations_fit_when_they_live_in_memory(config, zcu102, gemm, workload):
     model = FpgaCostModel(zcu102, config(activations="ddr"))
     assert model.estimate(workload(gemm(10, 8, 8), activation_bytes=10**9)).violations == ()
