@@ -180,8 +180,8 @@ class FpgaCostModel:
                 f"activation bytes {workload.activation_bytes} exceed {config.activation_buffer_bytes} "
                 "(activation_buffer_bytes)"
             )
-        largest = max(workload.gemms, key=attrgetter("tokens"), default=None)
-        if largest is not None and largest.tokens > config.max_tokens:
+        if any(gemm.tokens > config.max_tokens for gemm in workload.gemms):
+            largest = max(workload.gemms, key=attrgetter("tokens"))
             sentences.append(f"tokens {largest.tokens} of {largest.name} exceed {config.max_tokens} (max_tokens)")
         for vector in workload.vectors:
             if vector.width > LARGEST_WIDTH and vector.kind == "layernorm":

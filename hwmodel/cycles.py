@@ -65,7 +65,7 @@ import numpy as np
 
 from hwmodel.accelerator import BACKENDS, NARROW_BITS, AcceleratorColumns, IntLike
 from hwmodel.errors import UsageError
-from hwmodel.vector_cycles import vector_operation_cycles
+from hwmodel.vector_cycles import clog2, vector_operation_cycles
 from hwmodel.workload import IntArray, Population
 
 COMMAND_CYCLES = 1
@@ -114,7 +114,7 @@ def vector_cycles(accelerator: AcceleratorColumns, population: Population) -> In
 def array_latency(accelerator: AcceleratorColumns) -> IntArray:
     """W of the module's docstring."""
     inputs = accelerator.array_inputs
-    levels = np.frexp(inputs - 1.0)[1]  # clog2: the bits of inputs - 1
+    levels = clog2(inputs)
     cascaded = accelerator.narrow_rows == BACKENDS["atomic"].narrow_rows
     return np.asarray(PIPELINE_CYCLES + np.where(cascaded, inputs, levels), dtype=np.int64)
 

@@ -48,6 +48,13 @@ KINDS = ("residual", "softmax", "layernorm")
 CHANNEL_BITS = 48
 
 
+def clog2(values: IntLike) -> IntLike:
+    """ceil(log2 values) of whole numbers from 1 on: the bits of values - 1."""
+    if isinstance(values, int):  # much faster than an array of one
+        return (values - 1).bit_length()
+    return np.asarray(np.frexp(values - 1.0)[1], dtype=np.int64)
+
+
 def vector_operation_cycles(
     kinds: Sequence[str], rows: IntLike, width: IntLike, lanes: IntLike, stream_bits: IntLike
 ) -> NDArray[np.int64]:
@@ -67,7 +74,7 @@ def vector_operation_cycles(
     numbers = np.array(list(map(KINDS.index, kinds)), dtype=np.int64)
     softmax, layernorm = numbers == 1, numbers == 2
     beats = (width + lanes - 1) // lanes
-    levels = np.frexp(np.asarray(lanes) - 1.0)[1].astype(np.int64)  # ceil(log2 lanes): the bits of lanes - 1
+    levels = clog2(lanes)
     group_beats = (CHANNEL_BITS * lanes + stream_bits - 1) // stream_bits
     first_row = np.maximum(2 * beats + 62 + levels, group_beats * beats + 2)
     around = np.where(softmax, beats + 29 + 2 * levels, np.where(layernorm, first_row - beats + 7, 3))
