@@ -41,15 +41,17 @@ _DONE, _CAP_EXCEEDED = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SimulationJob:
-    """One product to simulate.
+class RunSettings:
+    """How one operation is run.
 
     `stall` is the probability with which each stream pauses before a beat. `cycle_cap` None allows ten times the
-    predicted cycles, and more with stalls. `reset_after` breaks the product off by a reset after so many cycles and
+    predicted cycles, and more with stalls. `reset_after` breaks the operation off by a reset after so many cycles and
     then runs it from the start, to show that a reset leaves nothing behind.
+
+    Raises:
+        UsageError: a value is out of range.
     """
 
-    gemm: IntegerGemm
     stall: float = 0.0
     seed: int = 0
     cycle_cap: int | None = None
@@ -63,6 +65,13 @@ class SimulationJob:
         for name, value in (("cycle_cap", self.cycle_cap), ("reset_after", self.reset_after)):
             if value is not None and not 1 <= value < 2**32:
                 raise UsageError(f"{name} must be from 1 to {2**32 - 1}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationJob(RunSettings):
+    """One product to simulate."""
+
+    gemm: IntegerGemm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

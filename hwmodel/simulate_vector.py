@@ -26,7 +26,7 @@ from hwmodel.integer_vector import (
 )
 from hwmodel.rtl_build import build, run
 from hwmodel.rtl_parameters import VECTOR_UNIT, vector_parameters
-from hwmodel.simulate import LARGEST_FIELD, SimulationResult
+from hwmodel.simulate import LARGEST_FIELD, RunSettings, SimulationResult
 from hwmodel.vector_cycles import KINDS, vector_operation_cycles
 
 _JOB = struct.Struct("<19IQ")
@@ -36,28 +36,10 @@ _ELEMENT_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VectorJob:
-    """One operation to simulate.
-
-    `stall` is the probability with which each stream pauses before a beat. `cycle_cap` None allows ten times the
-    predicted cycles, and more with stalls. `reset_after` breaks the operation off by a reset after so many cycles and
-    then runs it from the start, to show that a reset leaves nothing behind.
-    """
+class VectorJob(RunSettings):
+    """One operation of the vector unit to simulate."""
 
     operation: IntegerVector
-    stall: float = 0.0
-    seed: int = 0
-    cycle_cap: int | None = None
-    reset_after: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.stall < 1:
-            raise UsageError(f"stall must be a probability from 0 to below 1, not {self.stall!r}")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed must be from 0 to {2**32 - 1}, not {self.seed!r}")
-        for name, value in (("cycle_cap", self.cycle_cap), ("reset_after", self.reset_after)):
-            if value is not None and not 1 <= value < 2**32:
-                raise UsageError(f"{name} must be from 1 to {2**32 - 1}, not {value!r}")
 
     @property
     def kind(self) -> str:

@@ -188,6 +188,7 @@ class TestSimulate:
         assert product["simulated_cycles"] > product["predicted_cycles"]
         assert product["mismatching_outputs"] == 0
 
+    @pytest.mark.slow
     @needs_verilator
     def test_every_operation_of_a_subnet_agrees(self, cli, subnet, space):
         result = cli("hw", "simulate", subnet, "--array", "4x4", "--lanes", "4", "--json")
