@@ -81,6 +81,9 @@ def train(
     config: Config,
     overrides: Overrides = None,
     *,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that Ray starts, here or at RAY_ADDRESS.", min=1)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only a few steps on random images: settings, memory and speed.")
     ] = False,
@@ -106,13 +109,21 @@ def train(
 
     if dry_run:
         return _dry_run(settings, as_json=as_json)
-    with joined(pipeline.set_up_torch(settings)) as workers:
-        splits = pipeline.prepare(settings, workers=workers)
-        opened = open_run(settings, resume=resume, overwrite=overwrite)
-        with opened if workers.first else nullcontext(RunFolder(settings.folder)) as run:
-            probes = pipeline.train_stage(run, settings, splits, workers=workers)
-    if not workers.first:
-        raise typer.Exit()
+    opened = open_run(settings, resume=resume, overwrite=overwrite)
+    if workers is not None:
+        from quasar.ray_train import check_ray, train_on_ray
+
+        check_ray()
+        pipeline.check_names(settings)
+        with opened as run:
+            probes = train_on_ray(run, settings, workers=workers)
+    else:
+        with joined(pipeline.set_up_torch(settings)) as group:
+            splits = pipeline.prepare(settings, workers=group)
+            with opened if group.first else nullcontext(RunFolder(settings.folder)) as run:
+                probes = pipeline.train_stage(run, settings, splits, workers=group)
+        if not group.first:
+            raise typer.Exit()
     if not as_json:
         summary.print_probes(probes)
         print(f"next: {summary.program()} search {run.path}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quasar.cli import app  # noqa: F401  (loads what the processes load, before they are timed)
+from supernet.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -99,3 +99,31 @@ def test_all_workers_have_the_same_error_and_one_says_it(config, override, messa
     errors = re.findall("^error: .*$", err, flags=re.MULTILINE)
     assert len(errors) == 1, err
     assert errors[0].startswith(message)
+
+
+def ray_train(*arguments):
+    pytest.importorskip("ray.train.torch")
+    command = [sys.executable, "-m", "quasar", "train", *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=400, check=False, env=environment | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_ray_gives_the_checkpoint_that_torchrun_gives(config):
+    ray = ray_train(config, "name=ray", "--workers", 2, "--json")
+    assert ray.returncode == 0, ray.stderr
+    process = torchrun(config, "name=torchrun", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(ray.stdout.splitlines()[-1])["probes"] == json.loads(out)["probes"]
+    last = "train/checkpoints/last.safetensors"
+    digests = {Checkpoint.load(Path("runs", name, last)).digest for name in ("ray", "torchrun")}
+    assert len(digests) == 1
+
+
+def test_an_error_of_a_ray_worker_is_one_line(config):
+    result = ray_train(config, "--workers", 2, "train.batch_size=126")
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: train.batch_size 126 does not divide into pairs of images for 2 workers")
