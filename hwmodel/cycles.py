@@ -50,7 +50,8 @@ Assumptions. Layers run one after the other, and vector operations do not hide b
 Attention runs one head after the other, and its second operand (keys, then values) takes the path of the weights at
 the width PW. GELU, LayerScale and bias ride on the drain; tables, and the factors of tokens, are written while the
 units that read them are idle. Memory sustains PW (and PA, PO) in every cycle; whether it can is
-checked against the device elsewhere, not here. All arithmetic is int64 and exact.
+checked against the device elsewhere, not here. The vector unit reads and writes its rows at full rate, wherever
+activations live: with "ddr" that is optimistic, and not checked. All arithmetic is int64 and exact.
 
 Not modelled. The image entering and the classes leaving; the fill of the on-chip activation buffer from outside and
 the way of outputs back into it (in the RTL a command of its own, and a stream); refresh and arbitration of the memory;
@@ -63,7 +64,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwmodel.accelerator import BACKENDS, NARROW_BITS, AcceleratorColumns, IntLike
+from hwmodel.accelerator import NARROW_BITS, AcceleratorColumns, IntLike
 from hwmodel.errors import UsageError
 from hwmodel.vector_cycles import clog2, vector_operation_cycles
 from hwmodel.workload import IntArray, Population
@@ -115,7 +116,7 @@ def array_latency(accelerator: AcceleratorColumns) -> IntArray:
     """W of the module's docstring."""
     inputs = accelerator.array_inputs
     levels = clog2(inputs)
-    cascaded = accelerator.narrow_rows == BACKENDS["atomic"].narrow_rows
+    cascaded = accelerator.skewed
     return np.asarray(PIPELINE_CYCLES + np.where(cascaded, inputs, levels), dtype=np.int64)
 
 

@@ -25,6 +25,7 @@ from hwmodel.accelerator import ACTIVATION_PLACES, BACKENDS, AcceleratorColumns,
 from hwmodel.cycles import gemm_cycles, vector_cycles
 from hwmodel.device import Device
 from hwmodel.errors import InfeasibleError, UsageError
+from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.registry import unknown_name
 from hwmodel.resources import Demand, Resources, demands, resources_of, total
 from hwmodel.workload import Gemm, IntArray, Population, VectorOp, Workload
@@ -72,12 +73,20 @@ def explore(
 
     Raises:
         UsageError: an argument is impossible.
-        InfeasibleError: nothing fits; the message names what is exceeded, and by how much.
+        InfeasibleError: nothing fits; the message names what is exceeded, and by how much. Or a network's rows are too
+            wide for any accelerator.
     """
     if not workloads:
         raise UsageError("explore needs at least one workload")
     if limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}")
+    for workload in workloads:
+        for vector in workload.vectors:
+            if vector.kind == "layernorm" and vector.width > LARGEST_WIDTH:
+                raise InfeasibleError(
+                    f"{workload.name}: width {vector.width} of {vector.name} exceeds {LARGEST_WIDTH}, the widest row "
+                    "of the LayerNorm unit; use a smaller embed_dim"
+                )
     clock = device.clock_mhz if clock_mhz is None else clock_mhz
     if clock > device.max_clock_mhz:
         raise UsageError(f"clock_mhz {clock:g} exceeds {device.max_clock_mhz:g}, the most that {device.name} supports")
@@ -91,7 +100,7 @@ def explore(
         sentences = [d.violation for d in demands(AcceleratorColumns.one(nearest), device) if d.violation]
         raise InfeasibleError(
             f"no accelerator fits {device.name}; the nearest has {nearest.array_rows} x {nearest.array_inputs} DSPs "
-            f"({nearest.backend}) and {'; '.join(sentences)}"
+            f"({nearest.backend}) and {'; '.join(sentences)}" + ("; try a smaller array" if array else "")
         )
     cycles = np.stack([grid.flat(_cycles(grid, columns, workload))[fitting] for workload in workloads], axis=1)
     sums = total(columns)

@@ -1,6 +1,6 @@
 """What an accelerator takes of a device, term by term, and what the device allows.
 
-DSP and block RAM counts are EXACT: they follow from the structure of the RTL (`hwmodel/rtl`), whose memories choose
+DSP and block RAM counts of the RTL are EXACT: they follow from its structure (`hwmodel/rtl`), whose memories choose
 their RAM by a rule of their own (`quasar_memory.sv`), and they equal open synthesis of it (`hwmodel.synth`).
 
     engine          array                   P_m * P_k DSPs
@@ -49,7 +49,7 @@ from hwmodel.device import Calibration, Device, ResourceFit
 from hwmodel.errors import DamagedInputError
 from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.registry import unknown_name
-from hwmodel.workload import IntArray
+from hwmodel.vector_cycles import clog2
 
 BRAM18_SHAPES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))
 #: of `quasar_memory.sv`: memories of at most so many words are distributed
@@ -150,12 +150,15 @@ class Demand:
     used: IntLike | FloatLike
     limit: float
     why: str
+    sentence: str | None = None  # in place of the figures
 
     @property
     def violation(self) -> str | None:
         """A sentence if this demand, of one accelerator, is above its limit."""
         if self.used <= self.limit:
             return None
+        if self.sentence is not None:
+            return self.sentence
         return f"{self.name} {self.used:.10g} exceeds {self.limit:.10g} ({self.why})"
 
 
@@ -181,6 +184,13 @@ def activation_memory(accelerator: AcceleratorColumns) -> tuple[IntLike, IntLike
     words = np.where(streamed, 2 * a.max_tokens, a.activation_buffer_bytes // a.array_inputs)
     # two halves, each of whole beats
     return word * beat_words, np.maximum(2 * ceil_div(words, 2 * beat_words), 2), beat_words
+
+
+def fits_words(accelerator: AcceleratorColumns) -> Any:
+    """Whether beats of the activation stream and words of P_k codes are whole parts of each other, as the RTL needs."""
+    word, stream = 8 * accelerator.array_inputs, accelerator.activation_stream_bits
+    words = stream // word
+    return (word % stream == 0) | ((stream % word == 0) & (words & (words - 1) == 0))
 
 
 def resource_terms(accelerator: AcceleratorColumns, fabric: Fabric = FABRIC) -> tuple[ResourceTerm, ...]:
@@ -261,7 +271,7 @@ def _engine_terms(a: AcceleratorColumns, fabric: Fabric) -> tuple[ResourceTerm, 
 
 def _vector_terms(a: AcceleratorColumns, fabric: Fabric) -> tuple[ResourceTerm, ...]:
     lanes = a.vector_lanes
-    levels = _clog2(lanes)
+    levels = clog2(lanes)
     groups = ceil_div(LARGEST_WIDTH, lanes)
     memories = (
         # rows whose statistics are under way, of LayerNorm (60 cycles and a tree) and of softmax
@@ -329,6 +339,7 @@ def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ..
         accelerator.activation_stream_bits + 2 * accelerator.output_stream_bits
     )
     sustained = device.ddr_gb_per_s * device.ddr_efficiency
+    misfit = accelerator.ddr_activations * (1 - np.asarray(fits_words(accelerator), dtype=np.int64))
     return (
         _resource("DSP", sums.dsp, device.dsp, device.limits.dsp),
         _resource("BRAM18", sums.bram18, device.bram18, device.limits.bram18),
@@ -346,6 +357,13 @@ def demands(accelerator: AcceleratorColumns, device: Device) -> tuple[Demand, ..
             used=streams,
             limit=device.hp_ports * device.port_bits,
             why=f"{device.hp_ports} ports of {device.port_bits} bits",
+        ),
+        Demand(
+            name="activation stream",
+            used=misfit,
+            limit=0,
+            why="see quasar_activations.sv",
+            sentence="activation_stream_bits must divide 8 * array_inputs or be a power of two times it",
         ),
         Demand(
             name="clock in MHz",
@@ -396,13 +414,9 @@ def _memory_ff(width: IntLike, depth: IntLike) -> IntLike:
     return width * _distributed(depth)
 
 
-def _clog2(value: IntLike) -> IntArray:
-    return np.asarray(np.frexp(value - 1.0)[1], dtype=np.int64)  # the bits of value - 1
-
-
 def _power_of_two(least: IntLike) -> IntLike:
     """The least power of two that is not below `least`, elementwise."""
-    return np.left_shift(np.int64(1), _clog2(least))
+    return np.left_shift(np.int64(1), clog2(least))
 
 
 def _whole(amount: Any) -> IntLike:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hwmodel.accelerator import BACKENDS, AcceleratorColumns, AcceleratorConfig
 from hwmodel.errors import UsageError
 from hwmodel.integer_vector import LARGEST_WIDTH
-from hwmodel.resources import activation_memory
+from hwmodel.resources import activation_memory, fits_words
 
 ENGINE, VECTOR_UNIT = "quasar_gemm", "quasar_vector"
 
@@ -18,13 +18,13 @@ def engine_parameters(config: AcceleratorConfig) -> dict[str, int]:
     """
     word_bits = 8 * config.array_inputs
     stream_bits = config.activation_stream_bits if config.activations == "ddr" else word_bits
-    wide, narrow = divmod(stream_bits, word_bits), divmod(word_bits, stream_bits)
-    if narrow[1] and (wide[1] or wide[0].bit_count() != 1):
+    columns = AcceleratorColumns.one(config)
+    if config.activations == "ddr" and not fits_words(columns):
         raise UsageError(
             f"activation_stream_bits {stream_bits} must divide {word_bits} (8 * array_inputs) or be a power of two "
             "times it for the RTL"
         )
-    _, lines, beat_words = activation_memory(AcceleratorColumns.one(config))
+    _, lines, beat_words = activation_memory(columns)
     return {
         "P_M": config.array_rows,
         "P_K": config.array_inputs,

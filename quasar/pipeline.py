@@ -382,7 +382,7 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
                 info=BundleInfo(
                     latency_ms=None if target["fps"] else target["latency_ms"],
                     fps=target["fps"],
-                    device=device.name,
+                    device=_device_reference(front["device"]),
                     cost=FpgaCostModel(device, accelerator).estimate(lower(subnet)),
                     accelerator=accelerator,
                     data=config.data,
@@ -398,6 +398,11 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
             )
         progress(len(bundles), len(feasible), "")
     return bundles
+
+
+def _device_reference(device: str) -> str:
+    """A device as a bundle names it: its name, or its file wherever the bundle will be read on this machine."""
+    return str(Path(device).absolute()) if Path(device).suffix in (".yaml", ".yml") else device
 
 
 def report_stage(run: RunFolder) -> Path:

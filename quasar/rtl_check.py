@@ -14,6 +14,17 @@ from hwmodel.simulate import SimulationJob, SimulationResult, simulate
 from hwmodel.simulate_vector import VectorJob, simulate_vector
 from hwmodel.workload import Workload
 
+#: how the engine runs a product, by its kind; see `IntegerGemm`
+_WIDE: Mapping[str, bool] = {"wide": True}
+_MODES: Mapping[str, Mapping[str, bool]] = {
+    "patch_embed": _WIDE,
+    "proj": _WIDE,
+    "fc1": {"table": True},
+    "fc2": _WIDE,
+    "head": _WIDE,
+    "mix": {"unsigned_activations": True, "token_factors": True},
+}
+
 _RANDOM_VECTORS: Mapping[str, Callable[..., IntegerVector]] = {
     "layernorm": IntegerLayerNorm.random,
     "softmax": IntegerSoftmax.random,
@@ -87,15 +98,18 @@ def check_layers(
 
 
 def random_layers(workload: Workload, *, seed: int) -> dict[str, list[Operation]]:
-    """One operation with random codes for each different shape of a network, named by the first layer that has it."""
+    """One operation with random codes for each different shape and mode of a network, named by the first layer."""
     rng = np.random.default_rng(seed)
     layers: dict[str, list[Operation]] = {}
     seen = set()
     for g in workload.gemms:
-        shape: tuple[object, ...] = (g.tokens, g.inputs, g.rows_high, g.rows_low)
+        modes = _MODES.get(g.kind, {})
+        shape: tuple[object, ...] = (g.tokens, g.inputs, g.rows_high, g.rows_low, *modes)
         if shape not in seen:
             layers[g.name] = [
-                IntegerGemm.random(rng, tokens=g.tokens, inputs=g.inputs, rows_high=g.rows_high, rows_low=g.rows_low)
+                IntegerGemm.random(
+                    rng, tokens=g.tokens, inputs=g.inputs, rows_high=g.rows_high, rows_low=g.rows_low, **modes
+                )
             ]
         seen.add(shape)
     for v in workload.vectors:

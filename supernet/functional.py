@@ -4,8 +4,8 @@ Both hand the same values to the same operations, so an extracted subnet gives t
 Shape suffixes: B images, T tokens, D channels, H heads, N channels of a head, C image channels, M hidden units.
 
 The activations are quantized where the hardware writes them to a buffer: the image, the normalised input of each
-linear, q, k and v, the mixed values, and the hidden units before and after GELU. The residual stream stays wide
-(16 bits in hardware, float here), as do the attention scores.
+linear, q, k and v, the mixed values, and the hidden units before and after GELU. The residual stream and the
+attention scores are floats here; the hardware has codes of 16 and of 8 bits for them (`supernet.integer_vit`).
 
 What leaves GELU is nowhere below -0.17, so symmetric codes would waste nearly half of their range there. That site has
 a zero point; see `ActivationSites` for what it means in integers.

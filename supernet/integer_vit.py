@@ -46,6 +46,7 @@ FloatArray = NDArray[np.float64]
 #: is told of every operation, in order: the name of its layer in the lowered workload, and its operands
 Recorder = Callable[[str, Operation], None]
 
+ACT_BITS = 8
 RESIDUAL_LIMIT = 2**15 - 1
 #: of the networks' LayerNorms, see `supernet.functional.Norm`
 LAYER_NORM_EPSILON = 1e-6
@@ -286,10 +287,13 @@ class IntegerViT:
         """The integer form of an extracted subnet.
 
         Raises:
-            UsageError: an operator has no integer form, or a factor or a bias is beyond what the hardware holds.
+            UsageError: an operator has no integer form, activations have not 8 bits, or a factor is beyond what the
+                hardware holds.
         """
+        if module.subnet.act_bits != ACT_BITS:
+            raise UsageError(f"the integer network has activations of {ACT_BITS} bits, not {module.subnet.act_bits}")
         stem = module.sites
-        position = module.position.double()
+        position = module.position.double().clone()
         position[0] += module.cls_token.double()
         codes = np.rint(position.numpy() / ranges.residual)
         return IntegerViT(
@@ -309,8 +313,7 @@ class IntegerViT:
     def quantize_images(self, x_BCHW: Tensor) -> Int8Array:
         """Codes of normalised images (B, C, H, W), resized to the subnet's image size."""
         resized = functional.resize_images(x_BCHW, self.subnet.image_size).double().numpy()
-        limit = 2 ** (self.subnet.act_bits - 1) - 1
-        return np.clip(np.rint(resized / self.image_scale), -limit, limit).astype(np.int8)
+        return np.clip(np.rint(resized / self.image_scale), -127, 127).astype(np.int8)
 
     def __call__(self, images_BCHW: Int8Array, record: Recorder | None = None) -> Int16Array:
         """Codes of the logits (B, classes); `record` is told of every operation, which are those of all images."""
@@ -404,8 +407,10 @@ def _linear(
     # The hardware's factors are positive: where LayerScale is not, the row changes its sign instead.
     sign = np.where(factor < 0, -1, 1)
     bias = sign * (np.rint(linear.bias.double().numpy() / unit) - _zero(sites, site) * codes.sum(axis=1))
-    if np.abs(bias).max() >= 2**31:
-        raise UsageError(f"{name}: a bias needs more than 32 bits of the accumulator; its rows or inputs are all zero")
+    # A row of zeros has a tiny scale, and so an endless bias; like the fake-quantized bias it saturates, with room for
+    # what the products add.
+    most = 2**31 - 1 - 128 * np.abs(codes).sum(axis=1)
+    bias = np.clip(bias, -most, most)
     is_high = linear.plan.is_high
     channels = np.argsort(~is_high, kind="stable")
     mantissa, shift = _requantization(np.abs(factor[channels]))
@@ -423,8 +428,8 @@ def _linear(
 
 
 def _gelu_table(sites: ActivationSites) -> Int8Array:
-    """Codes of GELU's output by those of its input, -128 to 127."""
-    inputs = torch.arange(-128, 128, dtype=torch.float64) * _scale(sites, "fc1")
+    """Codes of GELU's output by those of its input, -128 to 127; the input saturates at -127, as in training."""
+    inputs = torch.arange(-128, 128, dtype=torch.float64).clamp(min=-127) * _scale(sites, "fc1")
     codes = torch.round(F.gelu(inputs) / _scale(sites, "gelu")) + _zero(sites, "gelu")
     least = -128 if sites.asymmetric[sites.names.index("gelu")] else -127
     return np.asarray(codes.clamp(least, 127).numpy().astype(np.int8))

@@ -146,7 +146,9 @@ def _mlps(subnets: SubnetArrays, rows: IntArray, blocks: IntArray) -> Lowered:
         count=every,
     )
     layers.vector("blocks.{}.residual2", "residual", tokens=tokens, width=width, count=every)
-    return layers, tokens * (width + hidden) * _act_bytes(subnets) + _residual_bytes(subnets, rows)
+    # fc2's hidden inputs lie beside its 16-bit outputs, until those are added to the residual stream
+    alive = tokens * (hidden * _act_bytes(subnets) + width * RESIDUAL_BYTES)
+    return layers, alive + _residual_bytes(subnets, rows)
 
 
 def _heads(subnets: SubnetArrays, rows: IntArray) -> Lowered:

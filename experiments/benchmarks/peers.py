@@ -511,7 +511,7 @@ def unexplained(layer: dict[str, Any]) -> list[str]:
 def print_times(result: dict[str, Any]) -> None:
     ours_s = result["quasar_cpu_s"]
     rows = (
-        ("quasar", "", "one estimate of the 8 products, with energy and resources"),
+        ("quasar", "", "one estimate of the 8 products, with its energy"),
         ("scalesim", VERSIONS["scalesim"], "cycle-accurate simulation, weight-stationary"),
         ("scalesim_os", VERSIONS["scalesim"], "the same, output-stationary"),
         ("zigzag", VERSIONS["zigzag"], "search of the mappings for least latency, with its reports"),

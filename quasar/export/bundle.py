@@ -74,7 +74,7 @@ class BundleInfo:
 
     Args:
         latency_ms, fps: the target that the subnet was chosen for; at most one is given.
-        device: name of the device that `cost` is for.
+        device: name or file of the device that `cost` is for.
         mean, std: normalization of pixels in [0, 1], per channel.
         classes: names by label, if known.
         training_image_size: pixels of the images that the data set gives; the network sees them resized to its own
@@ -324,7 +324,7 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
     card = model_card(
         subnet,
         cost=info.cost,
-        device=info.device,
+        device=Path(info.device).stem,
         target=_target_text(info),
         accuracies={"validation": info.val_accuracy, "test": info.test_accuracy},
         training_image_size=info.training_image_size,

@@ -59,8 +59,10 @@ def lower_attention(layers: LayerColumns, shapes: MixerShapes, active: IntArray)
         rows_low=shapes.embed_dim - proj_high,
         count=active,
     )
-    # Either the normalised input beside q, k and v, or those beside one head's scores and the mixed output.
-    return tokens * (3 * inner + np.maximum(shapes.embed_dim, tokens + inner))
+    # The normalised input beside q, k and v; or those beside one head's scores and the mixed output; or that beside
+    # the 16-bit outputs of proj.
+    before = 3 * inner + np.maximum(shapes.embed_dim, tokens + inner)
+    return np.asarray(tokens * np.maximum(before, inner + 2 * shapes.embed_dim))
 
 
 OPERATORS.register("attention")(TokenMixer(lower=lower_attention, module="supernet.vit:ElasticAttention"))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel.cost import CostModel, FpgaCostModel
-from hwmodel.workload import VECTOR_KINDS, GemmColumns, Population, VectorColumns, VectorOp
+from hwmodel.vector_cycles import KINDS
+from hwmodel.workload import GemmColumns, Population, VectorColumns, VectorOp
 
 
 @st.composite
@@ -35,7 +36,7 @@ def populations(draw):
     )
     vectors = VectorColumns(
         names=tuple(f"{{}}.v{i}" for i in range(v)),
-        kinds=tuple(VECTOR_KINDS[i] for i in rng.integers(0, 3, v)),
+        kinds=tuple(KINDS[i] for i in rng.integers(0, 3, v)),
         tokens=ints(1, 300, v),
         width=ints(1, 300, v),
         count=ints(0, 3, v),

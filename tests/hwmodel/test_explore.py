@@ -81,7 +81,7 @@ def test_nothing_fits_a_device_without_a_resource(deit, zcu102, changes):
 
 def test_networks_of_different_bits_share_an_accelerator(deit, zcu102):
     networks = [deit(depth=1), dataclasses.replace(deit(depth=2, high=0.5), high_bits=6, low_bits=3)]
-    for point in explore(networks, zcu102, array=(8, 12), activations="ddr", limit=20):
+    for point in explore(networks, zcu102, array=(8, 16), activations="ddr", limit=20):
         model = FpgaCostModel(zcu102, point.accelerator)
         assert point.cycles == tuple(model.estimate(network).cycles for network in networks)
 

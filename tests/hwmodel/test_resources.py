@@ -140,5 +140,20 @@ def test_violations_are_sentences(config, zcu102):
     assert sentences[3].endswith("exceeds 274080 (50 % of 548160)")
     assert sentences[4] == "memory bandwidth in GB/s 51.2 exceeds 14.4 (75 % of 19.2; narrow the streams)"
     assert sentences[5] == "memory stream bits per cycle 1024 exceeds 512 (4 ports of 128 bits)"
-    assert sentences[6] == "clock in MHz 400 exceeds 333 (the most that zcu102 supports)"
-    assert [d.violation for d in demands(AcceleratorColumns.one(config()), zcu102)] == [None] * 7
+    assert sentences[6] is None
+    assert sentences[7] == "clock in MHz 400 exceeds 333 (the most that zcu102 supports)"
+    assert [d.violation for d in demands(AcceleratorColumns.one(config()), zcu102)] == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("bits", "fits"),
+    [(8, True), (16, True), (48, True), (96, True), (192, True), (32, True), (64, False), (288, False)],
+)
+def test_beats_and_words_are_whole_parts_of_each_other_in_memory_mode(config, zcu102, bits, fits):
+    accelerator = config(array_inputs=12, activations="ddr", activation_stream_bits=bits)
+    found = [d.violation for d in demands(AcceleratorColumns.one(accelerator), zcu102) if d.violation]
+    sentence = "activation_stream_bits must divide 8 * array_inputs or be a power of two times it"
+    assert (sentence in found) == (not fits)
+    assert (
+        sentence in [d.violation for d in demands(AcceleratorColumns.one(config(array_inputs=12)), zcu102)]
+    ) is False

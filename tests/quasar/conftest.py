@@ -49,9 +49,12 @@ from quasar.cli import main
 
 where, count, marker = sys.argv[1:4]
 del sys.argv[1:4]
-module, name = where.split(":")
-module = importlib.import_module(module)
-original = getattr(module, name)
+module, names = where.split(":")
+owner = importlib.import_module(module)
+*owners, name = names.split(".")
+for inner in owners:
+    owner = getattr(owner, inner)
+original = getattr(owner, name)
 
 def stopping(*args, **kwargs):
     global count
@@ -61,7 +64,7 @@ def stopping(*args, **kwargs):
         time.sleep(600)
     return original(*args, **kwargs)
 
-setattr(module, name, stopping)
+setattr(owner, name, stopping)
 main()
 """
 
@@ -136,7 +139,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def start_stopping(start, tmp_path):
-    """Starts `quasar ...` and returns when it stands still in the `count`-th call of `where`, a "module:function"."""
+    """Starts `quasar ...`; returns when it stands still in the `count`-th call of `where`, a "module:function"."""
 
     def run(*arguments, where, count=1):
         marker = tmp_path / "stopped"

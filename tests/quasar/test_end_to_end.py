@@ -436,12 +436,12 @@ class TestInterrupt:
     @pytest.mark.parametrize(
         ("how", "where", "count"),
         [
-            (signal.SIGINT, "supernet.train:_step", 12),
+            (signal.SIGINT, "supernet.step:Step.__call__", 12),
             (signal.SIGINT, "search.run:append_line", 10),
             (signal.SIGINT, "quasar.pipeline:write_bundle", 2),
             (signal.SIGINT, "quasar.pipeline:write_report", 1),
-            (signal.SIGKILL, "supernet.train:_step", 3),  # in the first epoch
-            (signal.SIGKILL, "supernet.train:append_line", 2),  # after the second, before its line
+            (signal.SIGKILL, "supernet.step:Step.__call__", 3),  # in the first epoch
+            (signal.SIGKILL, "supernet.metrics:append_line", 2),  # after the second, before its line
             (signal.SIGKILL, "supernet.checkpoint:write_atomic", 3),  # between its line and its checkpoint
             (signal.SIGKILL, "search.run:append_line", 10),  # in the second generation
             (signal.SIGKILL, "quasar.pipeline:write_front_picture", 1),  # after the search
@@ -515,7 +515,7 @@ main()
 class TestDiskFull:
     def test_while_a_checkpoint_is_written(self, start, start_stopping, cli, config, finished, contents):
         """A file may not grow beyond 40 KB, which checkpoints do: the system itself refuses the write."""
-        start_stopping("run", config, where="supernet.train:_step", count=12).end(signal.SIGKILL)
+        start_stopping("run", config, where="supernet.step:Step.__call__", count=12).end(signal.SIGKILL)
         run = Path("runs/tiny")
         earlier = contents(run / "train" / "checkpoints")
         assert earlier.keys() == {"last.safetensors", "best.safetensors"}

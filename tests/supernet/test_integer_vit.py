@@ -1,5 +1,6 @@
 """The integer network against the fake-quantized one, and its operations against the lowered workload."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -94,11 +95,23 @@ def test_a_batch_is_as_its_images_one_by_one(supernet):
         np.testing.assert_array_equal(network(codes[index : index + 1])[0], together[index])
 
 
-def test_a_bias_beyond_the_accumulator_is_named(supernet):
+def test_a_bias_beyond_the_accumulator_saturates(supernet):
     subnet = supernet.space.smallest()
     x = images(supernet, subnet)
     module = recalibrated(supernet, subnet, x)
     ranges = find_ranges(module, x)
-    module.head.bias.fill_(1e12)
-    with pytest.raises(UsageError, match=r"^head: a bias needs more than 32 bits"):
+    module.head.bias[0], module.head.bias[1] = 1e12, -1e12
+    network = IntegerViT.of(module, ranges)
+    logits = network(network.quantize_images(x))
+    assert (logits[:, 0] == 2**15 - 1).all()
+    assert (logits[:, 1] == -(2**15)).all()
+
+
+def test_other_activations_than_8_bits_are_refused(supernet):
+    subnet = supernet.space.smallest()
+    x = images(supernet, subnet)
+    module = recalibrated(supernet, subnet, x)
+    ranges = find_ranges(module, x)
+    module.subnet = dataclasses.replace(subnet, act_bits=6)
+    with pytest.raises(UsageError, match="activations of 8 bits, not 6"):
         IntegerViT.of(module, ranges)
