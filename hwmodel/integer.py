@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from hwmodel.errors import UsageError
 
 Int8Array = NDArray[np.int8]
+FloatArray = NDArray[np.float64]
 
 #: a requantization factor is mantissa * 2^-shift
 MANTISSAS = (2**15, 2**16 - 1)
@@ -129,8 +130,8 @@ class IntegerGemm:
         # about the standard deviation of the sums
         spread = largest[:, 0] * (85 if unsigned_activations else 43) * np.sqrt(inputs)
         unit = 256 if wide else 1
-        mantissa, shift = _mantissa_and_shift(unit * rng.uniform(30, 120, rows) / spread)
-        of_tokens = _mantissa_and_shift(unit * rng.uniform(30, 120, tokens) / spread[0]) if token_factors else None
+        mantissa, shift = mantissa_and_shift(unit * rng.uniform(30, 120, rows) / spread)
+        of_tokens = mantissa_and_shift(unit * rng.uniform(30, 120, tokens) / spread[0]) if token_factors else None
         return IntegerGemm(
             activations=(
                 rng.integers(0, 256, (tokens, inputs), dtype=np.uint8)
@@ -181,7 +182,9 @@ def _check_factors(prefix: str, mantissa: NDArray[np.int64], shift: NDArray[np.i
     _check_range(f"{prefix}shift", shift, count=count, bounds=SHIFTS)
 
 
-def _mantissa_and_shift(factor: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The form mantissa * 2^-shift of positive factors."""
-    shift = 15 - np.floor(np.log2(factor)).astype(np.int64)
-    return np.clip((factor * 2.0**shift).astype(np.int64), *MANTISSAS), shift
+def mantissa_and_shift(factor: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The form mantissa * 2^-shift of positive factors, the mantissa rounded to 16 bits; shifts may be out of range."""
+    fraction, power = np.frexp(factor)
+    mantissa, shift = np.rint(fraction * 2**16).astype(np.int64), 16 - power.astype(np.int64)
+    carry = mantissa > MANTISSAS[1]
+    return np.where(carry, MANTISSAS[0], mantissa), shift - carry

@@ -46,10 +46,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import UsageError
-from hwmodel.integer import MANTISSAS, SHIFTS, Int8Array, IntegerGemm
+from hwmodel.integer import MANTISSAS, SHIFTS, FloatArray, Int8Array, IntegerGemm, mantissa_and_shift
 
 Int64Array = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 INT16 = (-(2**15), 2**15 - 1)
 #: widest row of LayerNorm; sums and the mean's factor are sized for it
@@ -288,10 +287,7 @@ def softmax_constants(factor: float) -> tuple[int, int]:
         UsageError: the factor is not positive, or too small or large for an exponent from 0 to 127.
     """
     _check_positive("the factor of softmax", factor)
-    fraction, power = math.frexp(factor)
-    numerator, exponent = round(fraction * 2**16), 16 - power
-    if numerator == 2**16:
-        numerator, exponent = 2**15, exponent - 1
+    numerator, exponent = (int(value[0]) for value in mantissa_and_shift(np.array([factor])))
     _check_range("the exponent of softmax's factor", exponent, (0, LARGEST_EXPONENT))
     return numerator, exponent
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hwmodel.errors import UsageError
-from hwmodel.integer import MANTISSAS, SHIFTS, Int8Array, IntegerGemm
+from hwmodel.integer import SHIFTS, FloatArray, Int8Array, IntegerGemm, mantissa_and_shift
 from hwmodel.integer_vector import (
     IntegerLayerNorm,
     IntegerResidual,
@@ -41,7 +41,6 @@ from supernet.standalone import LayerNorm, QuantLinear, SubnetBlock, SubnetViT
 from supernet.subnet import Subnet
 
 Int16Array = NDArray[np.int16]
-FloatArray = NDArray[np.float64]
 
 #: is told of every operation, in order: the name of its layer in the lowered workload, and its operands
 Recorder = Callable[[str, Operation], None]
@@ -191,7 +190,7 @@ class IntegerAttention:
 
     name: str
     head_dim: int
-    score_factor: tuple[int, int]
+    score_factor: tuple[NDArray[np.int64], NDArray[np.int64]]  # (1,) each
     exponentials: NDArray[np.uint8]
     mix_factor: tuple[int, int]
 
@@ -212,8 +211,8 @@ class IntegerAttention:
             weights=k_TN,
             rows_high=tokens,
             bias=np.zeros(tokens, dtype=np.int32),
-            mantissa=np.full(tokens, self.score_factor[0]),
-            shift=np.full(tokens, self.score_factor[1]),
+            mantissa=self.score_factor[0].repeat(tokens),
+            shift=self.score_factor[1].repeat(tokens),
             least=-127,
         )
         softmax = IntegerSoftmax(
@@ -355,7 +354,7 @@ def _block(name: str, block: SubnetBlock, residual: float, scores: float) -> Int
         attention=IntegerAttention(
             name=name,
             head_dim=block.head_dim,
-            score_factor=_score_factor(q * k * block.head_dim**-0.5 / scores),
+            score_factor=_requantization(np.array([q * k * block.head_dim**-0.5 / scores])),
             exponentials=exponential_table(scores),
             mix_factor=softmax_constants(v / mixed),
         ),
@@ -443,17 +442,9 @@ def _zero(sites: ActivationSites, site: str) -> int:
     return round(float(sites.zero_point[sites.names.index(site)]))
 
 
-def _score_factor(value: float) -> tuple[int, int]:
-    mantissa, shift = _requantization(np.array([value]))
-    return int(mantissa[0]), int(shift[0])
-
-
 def _requantization(factor: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Mantissa and shift of positive factors, to 16 bits; one below 2^-32 becomes 2^-32, far below any output code."""
-    fraction, power = np.frexp(np.maximum(factor, 2.0**-32))
-    mantissa, shift = np.rint(fraction * 2**16).astype(np.int64), 16 - power.astype(np.int64)
-    carry = mantissa > MANTISSAS[1]
-    mantissa, shift = np.where(carry, MANTISSAS[0], mantissa), shift - carry
+    """Mantissa and shift of positive factors; one below 2^-32 becomes 2^-32, far below any output code."""
+    mantissa, shift = mantissa_and_shift(np.maximum(factor, 2.0**-32))
     if shift.min() < SHIFTS[0]:
         raise UsageError(
             f"a requantization factor of {factor.max():g} is beyond the hardware's; its output scale is tiny"
