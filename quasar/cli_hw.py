@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hwmodel.integer_vector import Operation
     from hwmodel.roofline import Roofline
     from hwmodel.workload import Workload
+    from quasar.rtl_check import LayerCheck
 
 DEVICE_KEYS = ("title", "part", "memory", "dsp", "bram18", "lut", "ff", "uram", "clock_mhz")
 PLOT_SUFFIXES = (".png", ".svg")
@@ -239,28 +240,16 @@ def simulate(
             vector_lanes=lanes,
         )
     results = check_layers(layers, config, stall=stall, seed=seed, simulator=simulator)
-    predicted, simulated = (
-        sum(getattr(r, key) for r in results.values()) for key in ("predicted_cycles", "simulated_cycles")
-    )
     if not as_json:
-        print(f"{'layer':20} {'runs':>4} {'shape':>22} {'predicted':>10} {'simulated':>10} {'wrong':>6}")
-        for name, r in results.items():
-            print(
-                f"{name:20} {r.executions:4} {r.shape:>22} {r.predicted_cycles:10,} {r.simulated_cycles:10,} "
-                f"{r.mismatching_outputs:6}"
-            )
-        print(f"{'all':20} {'':4} {'':>22} {predicted:10,} {simulated:10,}")
-        print(
-            f"array {config.array_rows}x{config.array_inputs} {config.backend}, {config.vector_lanes} lanes, "
-            f"{sum(r.outputs for r in results.values()):,} outputs compared, with {find_simulator(simulator).name}"
-        )
+        _print_checks(results, config, find_simulator(simulator).name)
         if exported_cycles is not None:
             print(f"the bundle's cost.json says {exported_cycles:,} cycles")
+    predicted = sum(result.predicted_cycles for result in results.values())
     document = {
         "accelerator": config.to_dict(),
         "layers": {name: asdict(result) for name, result in results.items()},
         "predicted_cycles": predicted,
-        "simulated_cycles": simulated,
+        "simulated_cycles": sum(result.simulated_cycles for result in results.values()),
         "exported_cycles": exported_cycles,
     }
     wrong = [name for name, r in results.items() if r.mismatching_outputs]
@@ -275,6 +264,25 @@ def simulate(
             document,
         )
     return document
+
+
+def _print_checks(results: Mapping[str, LayerCheck], config: AcceleratorConfig, simulator: str) -> None:
+    """A line for each layer, their sums, and what they were simulated on."""
+    print(f"{'layer':20} {'runs':>4} {'shape':>22} {'predicted':>10} {'simulated':>10} {'wrong':>6}")
+    for name, r in results.items():
+        print(
+            f"{name:20} {r.executions:4} {r.shape:>22} {r.predicted_cycles:10,} {r.simulated_cycles:10,} "
+            f"{r.mismatching_outputs:6}"
+        )
+    predicted, simulated, wrong, outputs = (
+        sum(getattr(r, key) for r in results.values())
+        for key in ("predicted_cycles", "simulated_cycles", "mismatching_outputs", "outputs")
+    )
+    print(f"{'all':20} {'':4} {'':>22} {predicted:10,} {simulated:10,} {wrong:6}")
+    print(
+        f"array {config.array_rows}x{config.array_inputs} {config.backend}, {config.vector_lanes} lanes, "
+        f"{outputs:,} outputs compared, with {simulator}"
+    )
 
 
 def _product_shapes(layers: Mapping[str, Sequence[Operation]]) -> list[tuple[int, int]]:
