@@ -81,9 +81,9 @@ def build(
     )
     key = (generator.name, compiler, top, design.parameters, bench, design.defines)
     digest = hashlib.sha256(repr(key).encode())
-    adapter = RTL_FOLDER / "model.h"
+    headers = sorted(RTL_FOLDER.glob("*.h"))
     # this file itself stands for the options of the compilers
-    for source in (Path(__file__), *sorted(RTL_FOLDER.glob("*.vlt")), adapter, *design.modules, design.bench):
+    for source in (Path(__file__), *sorted(RTL_FOLDER.glob("*.vlt")), *headers, *design.modules, design.bench):
         digest.update(source.name.encode() + source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
     program = cache / digest.hexdigest()[:24] / _PROGRAM

@@ -11,13 +11,7 @@
 // outputs are checked for that, too. A command must be taken in the cycle in which it is offered, the next one after the
 // last output: so cycles of products simply add up. Jobs follow each other without a reset, unless a job asks to be
 // broken off by one first.
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
-
-#include "model.h"
+#include "bench.h"
 
 struct Job {
     uint32_t words, tokens, k_tiles, tiles_high, tiles_low;
@@ -32,27 +26,6 @@ struct Memories {
     std::vector<uint8_t> table;
     std::vector<uint32_t> factors;
 };
-
-struct Stream {
-    const uint8_t* data = nullptr;
-    size_t beat = 0, taken = 0, beats = 0;
-    bool offered = false;
-};
-
-static uint64_t random_state = 1;
-static uint32_t random16() {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (random_state >> 24) & 0xFFFF;
-}
-
-template <typename T> static void read_all(FILE* file, T* to, size_t count) {
-    if (fread(to, sizeof(T), count, file) != count) {
-        fprintf(stderr, "the job file is too short\n");
-        exit(1);
-    }
-}
 
 class Bench {
   public:
@@ -124,19 +97,6 @@ class Bench {
         model.settle();
         model.edge();
         rst = 0;
-    }
-
-    static void offer(Stream& s, const Port& valid, const Port& data, uint32_t stall) {
-        if (!s.offered && s.taken < s.beats && (!stall || random16() >= stall)) s.offered = true;
-        valid = s.offered;
-        if (s.offered) data.load(s.data + s.taken * s.beat, s.beat);
-    }
-
-    static void advance(Stream& s, bool ready) {
-        if (s.offered && ready) {
-            s.offered = false;
-            s.taken++;
-        }
     }
 
     uint32_t attempt(const Job& job, uint64_t cap, Stream a, Stream w, const Memories& memories,
@@ -220,45 +180,23 @@ class Bench {
     }
 };
 
-int main(int argc, char** argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: bench JOBS RESULTS\n");
-        return 1;
-    }
-    Bench bench;
-    FILE* in = fopen(argv[1], "rb");
-    FILE* results = fopen(argv[2], "wb");
-    if (!in || !results) {
-        perror("bench");
-        return 1;
-    }
-    uint32_t count;
-    read_all(in, &count, 1);
-    for (uint32_t i = 0; i < count; i++) {
-        Job job;
-        uint64_t cap, cycles, fill_cycles;
-        read_all(in, &job, 1);
-        read_all(in, &cap, 1);
-        std::vector<uint8_t> a_bytes(size_t(job.a_beats) * A_BYTES), w_bytes(size_t(job.w_beats) * W_BYTES);
-        Memories memories{std::vector<uint8_t>(job.table_bytes), std::vector<uint32_t>(job.factors)};
-        std::vector<uint8_t> out;
-        read_all(in, a_bytes.data(), a_bytes.size());
-        read_all(in, w_bytes.data(), w_bytes.size());
-        read_all(in, memories.table.data(), memories.table.size());
-        read_all(in, memories.factors.data(), memories.factors.size());
-        Stream a, w;
-        a.data = a_bytes.data(), a.beat = A_BYTES, a.beats = job.a_beats;
-        w.data = w_bytes.data(), w.beat = W_BYTES, w.beats = job.w_beats;
-        uint32_t status = bench.run(job, cap, a, w, memories, out, cycles, fill_cycles);
-        fwrite(&status, sizeof status, 1, results);
-        fwrite(&cycles, sizeof cycles, 1, results);
-        fwrite(&fill_cycles, sizeof fill_cycles, 1, results);
-        if (status == 0) fwrite(out.data(), 1, out.size(), results);
-    }
-    fclose(in);
-    if (fclose(results)) {
-        perror("bench");
-        return 1;
-    }
-    return 0;
+static void run_job(Bench& bench, const Job& job, uint64_t cap, FILE* jobs, FILE* results) {
+    uint64_t cycles, fill_cycles;
+    std::vector<uint8_t> a_bytes(size_t(job.a_beats) * A_BYTES), w_bytes(size_t(job.w_beats) * W_BYTES);
+    Memories memories{std::vector<uint8_t>(job.table_bytes), std::vector<uint32_t>(job.factors)};
+    std::vector<uint8_t> out;
+    read_all(jobs, a_bytes.data(), a_bytes.size());
+    read_all(jobs, w_bytes.data(), w_bytes.size());
+    read_all(jobs, memories.table.data(), memories.table.size());
+    read_all(jobs, memories.factors.data(), memories.factors.size());
+    Stream a, w;
+    a.data = a_bytes.data(), a.beat = A_BYTES, a.beats = job.a_beats;
+    w.data = w_bytes.data(), w.beat = W_BYTES, w.beats = job.w_beats;
+    uint32_t status = bench.run(job, cap, a, w, memories, out, cycles, fill_cycles);
+    fwrite(&status, sizeof status, 1, results);
+    fwrite(&cycles, sizeof cycles, 1, results);
+    fwrite(&fill_cycles, sizeof fill_cycles, 1, results);
+    if (status == 0) fwrite(out.data(), 1, out.size(), results);
 }
+
+int main(int argc, char** argv) { return run_all<Job, Bench>(argc, argv, run_job); }

@@ -11,9 +11,7 @@
 // in which it is offered, the next one after the last output: so cycles of operations simply add up. Each factor must be
 // written once, in the order of the rows, by the time the last output is handed over. All state starts random; jobs
 // follow each other without a reset, unless a job asks to be broken off by one first.
-#include <vector>
-
-#include "model.h"
+#include "bench.h"
 
 struct Job {
     uint32_t op, rows, width, numerator, exponent, epsilon_low, epsilon_high, mean_factor, mean_shift, out_shift;
@@ -22,32 +20,11 @@ struct Job {
     uint32_t x_beats, y_beats, p_beats, o_beats, factors, table_bytes;
 };
 
-struct Stream {
-    const uint8_t* data = nullptr;
-    size_t beat = 0, taken = 0, beats = 0;
-    bool offered = false;
-};
-
 struct Result {
     uint64_t cycles = 0;
     std::vector<uint32_t> factors;
     std::vector<uint8_t> outputs;
 };
-
-static uint64_t random_state = 1;
-static uint32_t random16() {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (random_state >> 24) & 0xFFFF;
-}
-
-template <typename T> static void read_all(FILE* file, T* to, size_t count) {
-    if (fread(to, sizeof(T), count, file) != count) {
-        fprintf(stderr, "the job file is too short\n");
-        exit(1);
-    }
-}
 
 class Bench {
   public:
@@ -120,23 +97,13 @@ class Bench {
         rst = 0;
     }
 
-    static void offer(Stream& s, const Port& valid, const Port& data, uint32_t stall) {
-        if (!s.offered && s.taken < s.beats && (!stall || random16() >= stall)) s.offered = true;
-        valid = s.offered;
-        if (s.offered) {
-            data.load(s.data + s.taken * s.beat, s.beat);
-        } else {
-            std::vector<uint8_t> bytes(s.beat);
-            for (uint8_t& byte : bytes) byte = random16();
-            data.load(bytes.data(), s.beat);
-        }
-    }
-
-    static void advance(Stream& s, bool ready) {
-        if (s.offered && ready) {
-            s.offered = false;
-            s.taken++;
-        }
+    // As `offer`, and what is shown when nothing is offered is random.
+    static void offer_or_noise(Stream& s, const Port& valid, const Port& data, uint32_t stall) {
+        offer(s, valid, data, stall);
+        if (s.offered) return;
+        std::vector<uint8_t> bytes(s.beat);
+        for (uint8_t& byte : bytes) byte = random16();
+        data.load(bytes.data(), s.beat);
     }
 
     uint32_t attempt(const Job& job, uint64_t cap, const Stream* streams, const std::vector<uint8_t>& table,
@@ -167,9 +134,9 @@ class Bench {
             cmd_mean_factor = commanding ? job.mean_factor : random16();
             cmd_mean_shift = commanding ? job.mean_shift : random16() % 32;
             cmd_out_shift = commanding ? job.out_shift : random16() % 32;
-            offer(x, x_valid, x_data, job.stall);
-            offer(y, y_valid, y_data, job.stall);
-            offer(p, p_valid, p_data, job.stall);
+            offer_or_noise(x, x_valid, x_data, job.stall);
+            offer_or_noise(y, y_valid, y_data, job.stall);
+            offer_or_noise(p, p_valid, p_data, job.stall);
             o_ready = !job.stall || random16() >= job.stall;
             model.settle();
 
@@ -204,48 +171,25 @@ class Bench {
     }
 };
 
-int main(int argc, char** argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: bench JOBS RESULTS\n");
-        return 1;
+static void run_job(Bench& bench, const Job& job, uint64_t cap, FILE* jobs, FILE* results) {
+    std::vector<uint8_t> x(size_t(job.x_beats) * X_BYTES), y(size_t(job.y_beats) * X_BYTES);
+    std::vector<uint8_t> p(size_t(job.p_beats) * P_BYTES), table(job.table_bytes);
+    read_all(jobs, x.data(), x.size());
+    read_all(jobs, y.data(), y.size());
+    read_all(jobs, p.data(), p.size());
+    read_all(jobs, table.data(), table.size());
+    Stream streams[3];
+    streams[0].data = x.data(), streams[0].beat = X_BYTES, streams[0].beats = job.x_beats;
+    streams[1].data = y.data(), streams[1].beat = X_BYTES, streams[1].beats = job.y_beats;
+    streams[2].data = p.data(), streams[2].beat = P_BYTES, streams[2].beats = job.p_beats;
+    Result result;
+    uint32_t status = bench.run(job, cap, streams, table, result);
+    fwrite(&status, sizeof status, 1, results);
+    fwrite(&result.cycles, sizeof result.cycles, 1, results);
+    if (status == 0) {
+        fwrite(result.factors.data(), sizeof(uint32_t), result.factors.size(), results);
+        fwrite(result.outputs.data(), 1, result.outputs.size(), results);
     }
-    Bench bench;
-    FILE* in = fopen(argv[1], "rb");
-    FILE* results = fopen(argv[2], "wb");
-    if (!in || !results) {
-        perror("bench");
-        return 1;
-    }
-    uint32_t count;
-    read_all(in, &count, 1);
-    for (uint32_t i = 0; i < count; i++) {
-        Job job;
-        uint64_t cap;
-        read_all(in, &job, 1);
-        read_all(in, &cap, 1);
-        std::vector<uint8_t> x(size_t(job.x_beats) * X_BYTES), y(size_t(job.y_beats) * X_BYTES);
-        std::vector<uint8_t> p(size_t(job.p_beats) * P_BYTES), table(job.table_bytes);
-        read_all(in, x.data(), x.size());
-        read_all(in, y.data(), y.size());
-        read_all(in, p.data(), p.size());
-        read_all(in, table.data(), table.size());
-        Stream streams[3];
-        streams[0].data = x.data(), streams[0].beat = X_BYTES, streams[0].beats = job.x_beats;
-        streams[1].data = y.data(), streams[1].beat = X_BYTES, streams[1].beats = job.y_beats;
-        streams[2].data = p.data(), streams[2].beat = P_BYTES, streams[2].beats = job.p_beats;
-        Result result;
-        uint32_t status = bench.run(job, cap, streams, table, result);
-        fwrite(&status, sizeof status, 1, results);
-        fwrite(&result.cycles, sizeof result.cycles, 1, results);
-        if (status == 0) {
-            fwrite(result.factors.data(), sizeof(uint32_t), result.factors.size(), results);
-            fwrite(result.outputs.data(), 1, result.outputs.size(), results);
-        }
-    }
-    fclose(in);
-    if (fclose(results)) {
-        perror("bench");
-        return 1;
-    }
-    return 0;
 }
+
+int main(int argc, char** argv) { return run_all<Job, Bench>(argc, argv, run_job); }
