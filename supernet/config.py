@@ -44,16 +44,24 @@ class SamplingConfig:
     Args:
         strategy: registered name: single, sandwich, max_random or a plug-in's.
         random: random subnets in a step, beside those that the strategy always takes.
+        project_conflicts: where the gradient of the largest subnet points against that of the others, leave out its
+            part along theirs (see `supernet.step`); for strategies that train the largest subnet first.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     strategy: str = "single"
     random: int = 1
+    project_conflicts: bool = False
 
     def __post_init__(self) -> None:
         if self.random < 1:
             raise ValueError(f"random must be positive, not {self.random}")
+        if self.project_conflicts and self.strategy == "single":
+            raise ValueError(
+                "project_conflicts needs the largest subnet in each step, and strategy single has none; choose "
+                "sandwich or max_random"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,11 @@
 Everything random follows from (seed, step), and from the number of rollbacks, so that a step that diverged is not
 repeated as it was. Each subnet is differentiated on its own: a step of several needs no more memory than its largest.
 
+The largest subnet and small ones can want opposite things of a weight, and the largest has the larger gradients. With
+`train.sampling.project_conflicts`, of each parameter tensor with the gradient g of the largest subnet and the sum h of
+the others', where `g . h < 0`, the update is made of `h + g - (g . h) / |h|^2 * h`: the largest then does nothing
+against the others (NASViT, Gong et al. 2022, openreview.net/forum?id=Qaw16njk6L). It costs one more set of gradients.
+
 In bfloat16 only the products (and what autocast leaves between them) lose precision: weights, scales, codes and the
 loss are computed in float32. A dequantized value, code times scale, is then rounded to 8 bits of mantissa as an
 operand, by at most 2^-9 of itself: a quarter of a code at 127. Training sees that as noise; evaluation and export are
@@ -11,15 +16,17 @@ in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from timm.data import Mixup
 from timm.layers import drop_path
-from torch import Tensor
+from torch import Tensor, nn
 
+from hwmodel.errors import UsageError
 from supernet.config import TrainConfig
 from supernet.data.randomness import seeded
 from supernet.distill import Teacher, divergence
@@ -45,7 +52,8 @@ class Step:
         subnets: to train in every step, instead of those that `config.sampling` draws.
 
     Raises:
-        UsageError: an unknown sampling strategy.
+        UsageError: an unknown sampling strategy; in a call, `config.sampling.project_conflicts` with a strategy whose
+            first subnet is not the largest.
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class Step:
         share = 1 / (len(subnets) * config.accumulate)
         loss = torch.zeros((), device=x_BCHW.device)
         self._optimizer.zero_grad(set_to_none=True)
+        projected = self._projected(subnets)
+        largest = _ApartGradients(model.parameters())
         for part in range(config.accumulate):
             images = slice(part * len(x_BCHW) // config.accumulate, (part + 1) * len(x_BCHW) // config.accumulate)
             x, target = x_BCHW[images], target_B[images]
@@ -114,11 +124,14 @@ class Step:
                     total = (1 - weight) * on_labels + weight * divergence(logits, taught, config.distill)
                 elif index == 0 and config.distill.kind != "none" and subnet == self._largest:
                     taught = logits.detach()
-                (total * share).backward()  # type: ignore[no-untyped-call]
+                with largest.kept() if projected and index == 0 else nullcontext():
+                    (total * share).backward()  # type: ignore[no-untyped-call]
                 if index == 0:
                     loss += on_labels.detach() / config.accumulate
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        self._workers.average([*gradients, loss])
+        gradients = [gradient for p in model.parameters() if (gradient := p.grad) is not None]
+        # Both sums before they are compared: several workers find the conflicts that one alone would find.
+        self._workers.average([*gradients, *largest.gradients.values(), loss])
+        largest.add_projected()
         if config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
         self._optimizer.step()
@@ -126,6 +139,18 @@ class Step:
             observer.unite(self._workers.maximum)
         observer.update(momentum=config.activation_momentum)
         return loss
+
+    def _projected(self, subnets: Sequence[Subnet]) -> bool:
+        """Whether the gradients of the largest subnet are to be projected."""
+        sampling = self._config.sampling
+        if not sampling.project_conflicts or len(subnets) == 1:
+            return False
+        if subnets[0] != self._largest:
+            raise UsageError(
+                f"train.sampling.project_conflicts: strategy {sampling.strategy} does not begin a step with the "
+                "largest subnet; choose sandwich or max_random, or set it to false"
+            )
+        return True
 
     def _autocast(self) -> torch.autocast:
         device = self._model.cls_token.device.type
@@ -158,6 +183,42 @@ class Step:
         if (places := self._workers.places(batch)) is not None:
             factors_L2B = factors_L2B[:, :, places]
         return factors_L2B.to(self._model.cls_token.device, non_blocking=True)
+
+
+class _ApartGradients:
+    """The gradients of a step's largest subnet, kept apart from those of its others.
+
+    Attributes:
+        gradients: those of the parameters that have one.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.gradients: dict[nn.Parameter, Tensor] = {}
+        self._parameters = list(parameters)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Gradients that arise within are added to those kept here; none are copied."""
+        others = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = self.gradients.get(parameter)
+        yield
+        for parameter, gradient in zip(self._parameters, others, strict=True):
+            if parameter.grad is not None:
+                self.gradients[parameter] = parameter.grad
+            parameter.grad = gradient
+
+    def add_projected(self) -> None:
+        """Adds what is kept to the gradients of the parameters, projected where the two conflict; see the module."""
+        for parameter, largest in self.gradients.items():
+            others = parameter.grad
+            if others is None:
+                parameter.grad = largest
+                continue
+            product, square = (largest * others).sum(), others.square().sum()
+            # No branch on values, which would wait for the device: without a conflict the share is 0.
+            share = (product / square.clamp(min=torch.finfo(square.dtype).tiny)).clamp(max=0.0)
+            others.mul_(1 - share).add_(largest)
 
 
 def _mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
