@@ -7,6 +7,7 @@ was given up.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from hwmodel.files import append_line, write_atomic
+from supernet.evaluate import Evaluation
 
 _ROWS = "metrics.jsonl"
 
@@ -69,6 +71,23 @@ def open_metrics(folder: Path | None, *, epochs_done: int) -> Iterator[Metrics]:
         yield metrics
     finally:
         metrics.close()
+
+
+def read_evaluations(folder: Path) -> dict[int, dict[str, Evaluation]]:
+    """The results of the probe subnets after each evaluated epoch in the log of `folder`, which may not exist yet.
+
+    A line that a kill left half written is passed over.
+    """
+    path = folder / _ROWS
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if math.isfinite(_epoch_of(line))]
+    return {
+        row["epoch"]: {name: Evaluation(**values) for name, values in row["val"].items()}
+        for row in rows
+        if row.get("val") is not None
+    }
 
 
 def _epoch_of(line: str) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,9 @@ from supernet.step import Step
 from supernet.subnet import Subnet
 from supernet.vit import SupernetViT
 from supernet.watch import LossWatch
+
+#: told of an evaluated epoch: epochs done, and the results of the probe subnets on the validation split
+OnEvaluation = Callable[[int, dict[str, Evaluation]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,7 @@ def train(
     resume: bool = False,
     progress: Progress,
     workers: Workers = ALONE,
+    on_evaluation: OnEvaluation | None = None,
 ) -> TrainResult:
     """Trains a supernet and leaves `metrics.jsonl`, `tensorboard/` and `checkpoints/` in `folder`.
 
@@ -87,6 +91,8 @@ def train(
         resume: go on from `last.safetensors`, if there is one.
         workers: that do this together, each on its share of every batch. Results depend on their number only as far
             as rounding does, and it may change when a training is resumed. `folder` is the same for all.
+        on_evaluation: called after each epoch that is evaluated, its checkpoint written. What it raises ends the
+            training, which can be resumed.
 
     Raises:
         UsageError: a batch is larger than the training split, or does not divide among the workers; a teacher that
@@ -126,36 +132,19 @@ def train(
             except DivergedError as diverged:
                 metrics.rollback(epoch=state.epoch + 1, step=state.step, cause=str(diverged))
                 _warn_or_stop(state, config, str(diverged), warn=workers.first)
-                rollbacks = state.rollbacks + 1
-                state = State.restored(
-                    Checkpoint.load(last), source=str(last), config=config, steps=steps, device=device
-                )
-                state.rollbacks = rollbacks
+                state = _rolled_back(state, last, config=config, device=device)
                 continue
             state.epoch += 1
-            best = False
             evaluated = state.epoch == config.epochs or state.epoch % config.eval_every == 0
             if evaluated:
                 probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
-                mean = float(np.mean([p.accuracy for p in probes.values()]))
-                best = mean > state.best_accuracy
-                state.best_accuracy = max(mean, state.best_accuracy)
+            best = evaluated and state.improves(probes)
             # Logged before the checkpoint: a kill between the two repeats the epoch, and its row is then dropped.
-            metrics.epoch(
-                {
-                    "epoch": state.epoch,
-                    "step": state.step,
-                    "lr": state.optimizer.param_groups[0]["lr"],
-                    "train_loss": loss,
-                    "seconds": time.monotonic() - started,
-                    "val": {name: asdict(p) for name, p in probes.items()} if evaluated else None,
-                }
-            )
+            metrics.epoch(_row(state, loss, seconds=time.monotonic() - started, probes=probes if evaluated else None))
             if workers.first:
-                checkpoint = state.checkpoint(about)
-                if best:
-                    checkpoint.save(last.with_name("best.safetensors"))
-                checkpoint.save(last)
+                _save(state.checkpoint(about), last, best=best)
+            if evaluated and on_evaluation is not None:
+                on_evaluation(state.epoch, probes)
     if not probes:
         progress(state.step, state.step, "nothing is left to train")
         probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
@@ -163,8 +152,35 @@ def train(
     return TrainResult(checkpoint=last, probes=probes)
 
 
+def _row(state: State, loss: float, *, seconds: float, probes: dict[str, Evaluation] | None) -> dict[str, Any]:
+    """What the log keeps of the epoch that `state` has just done."""
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "train_loss": loss,
+        "seconds": seconds,
+        "val": None if probes is None else {name: asdict(p) for name, p in probes.items()},
+    }
+
+
+def _save(checkpoint: Checkpoint, last: Path, *, best: bool) -> None:
+    """Writes a checkpoint, and before that, if it is the best so far, its copy."""
+    if best:
+        checkpoint.save(last.with_name("best.safetensors"))
+    checkpoint.save(last)
+
+
 class DivergedError(Exception):
     """Training has diverged; the text is the cause."""
+
+
+def _rolled_back(state: State, last: Path, *, config: TrainConfig, device: torch.device) -> State:
+    """The state in the checkpoint `last`, after one rollback more than `state` has."""
+    steps = state.steps_per_epoch
+    restored = State.restored(Checkpoint.load(last), source=str(last), config=config, steps=steps, device=device)
+    restored.rollbacks = state.rollbacks + 1
+    return restored
 
 
 def _warn_or_stop(state: State, config: TrainConfig, cause: str, *, warn: bool) -> None:
@@ -209,6 +225,13 @@ class State:
     def weights(self) -> SupernetViT:
         """The supernet to evaluate and to keep: the moving average of the weights where there is one."""
         return self.model if self.average is None else cast(SupernetViT, self.average.module)
+
+    def improves(self, probes: dict[str, Evaluation]) -> bool:
+        """Whether the mean accuracy of the probe subnets is the highest so far, which is then kept."""
+        mean = float(np.mean([p.accuracy for p in probes.values()]))
+        best = mean > self.best_accuracy
+        self.best_accuracy = max(mean, self.best_accuracy)
+        return best
 
     @staticmethod
     def fresh(model: SupernetViT, *, config: TrainConfig, steps: int) -> State:

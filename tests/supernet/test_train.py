@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from supernet.config import DistillConfig, SamplingConfig, SupernetConfig, Train
 from supernet.data.config import DataConfig
 from supernet.data.splits import open_train
 from supernet.evaluate import evaluate, probe
+from supernet.metrics import read_evaluations
 from supernet.standalone import extract
 from supernet.step import Step
 from supernet.train import new_supernet, train
@@ -114,6 +116,31 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(start, t
     ours, theirs = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
     assert [row["train_loss"] for row in ours] == [row["train_loss"] for row in theirs]
     assert [row["val"] for row in ours] == [row["val"] for row in theirs]
+
+
+def test_who_watches_evaluations_can_end_a_training_which_is_then_resumed(start, tmp_path):
+    last = Path("checkpoints", "last.safetensors")
+    seen = []
+
+    def watch(epoch, probes):
+        assert Checkpoint.load(tmp_path / "stopped" / last).epoch == epoch
+        seen.append((epoch, probes))
+        if len(seen) == 1:
+            raise StopError
+
+    config = dataclasses.replace(CONFIG, epochs=5, eval_every=2)
+    with pytest.raises(StopError):
+        start(folder=tmp_path / "stopped", config=config, on_evaluation=watch)
+    assert read_evaluations(tmp_path / "stopped") == dict(seen)
+    result = start(folder=tmp_path / "stopped", config=config, on_evaluation=watch, resume=True)
+    assert [epoch for epoch, _ in seen] == [2, 4, 5]
+    assert seen[-1][1] == result.probes
+    with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 6, "val": {"ma')  # as a kill leaves it
+    assert read_evaluations(tmp_path / "stopped") == dict(seen)
+    whole = start(folder=tmp_path / "whole", config=config)
+    assert Checkpoint.load(result.checkpoint).digest == Checkpoint.load(whole.checkpoint).digest
+    assert read_evaluations(tmp_path / "none") == {}
 
 
 def test_resuming_a_finished_run_changes_nothing(start, tmp_path):
