@@ -13,8 +13,8 @@ class DataConfig:
     """A data set and its use.
 
     Images come either in memory (digits, cifar10, jpeg-npz, small torch/ sets), where `crop_padding` augments, or
-    from files (folder, the other timm sets), where `min_crop_scale` and `auto_augment` do. Keys of the other kind
-    are refused when the data set is opened, and so is a key that a data set has no use for.
+    from files (folder, the other timm sets), where `min_crop_scale` does. Keys of the other kind are
+    refused when the data set is opened, and so is a key that a data set has no use for.
 
     Args:
         name: registered name: digits, folder, cifar10, jpeg-npz, timm or a plug-in's.
@@ -30,8 +30,14 @@ class DataConfig:
         crop_padding: pixels of zeros around each image before a random crop to its size.
         horizontal_flip: mirror half of the training images.
         min_crop_scale: smallest share of an image's area in a random resized crop (timm's default is 0.08).
-        auto_augment: a policy of timm's, such as rand-m9-mstd0.5-inc1.
-        workers: processes that decode files; the images do not depend on their number.
+        auto_augment: a policy of timm's, such as rand-m9-mstd0.5-inc1. Images in memory then leave the device for it;
+            `supernet.data.memory` says at what price.
+        random_erasing: probability that noise covers a rectangle of a training image, of 2 % to 33 % of its area.
+        max_unreadable: how many different files that cannot be decoded are skipped; one more ends the program. Each
+            process counts its own from its start, and those of the test part apart. In training another image of the
+            class takes the place of a skipped one. An accuracy is that of the images that could be read.
+        workers: processes that decode files, and for images in memory apply `auto_augment` and `random_erasing`. The
+            images do not depend on their number.
 
     Raises:
         UsageError: a value out of range.
@@ -53,6 +59,8 @@ class DataConfig:
     horizontal_flip: bool = False
     min_crop_scale: float | None = None
     auto_augment: str | None = None
+    random_erasing: float = 0.0
+    max_unreadable: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -60,13 +68,15 @@ class DataConfig:
             raise UsageError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
         if not 0 <= self.split_seed < 2**32:
             raise UsageError(f"split_seed must lie in 0..2^32-1, not {self.split_seed}")
-        for key in ("crop_padding", "workers"):
+        for key in ("crop_padding", "max_unreadable", "workers"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} must not be negative, not {getattr(self, key)}")
         if self.test_split == "train":
             raise UsageError("test_split must not be the train part")
         if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
             raise UsageError(f"min_crop_scale must lie in (0, 1], not {self.min_crop_scale}")
+        if not 0 <= self.random_erasing <= 1:
+            raise UsageError(f"random_erasing must lie in [0, 1], not {self.random_erasing}")
         if (self.mean is None) != (self.std is None):
             raise UsageError("mean and std must be given together")
         if self.std is not None and not all(value > 0 for value in self.std):

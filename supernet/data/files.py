@@ -1,23 +1,31 @@
-"""Batches of images that are decoded and transformed as they are read, in worker processes if wanted."""
+"""Images that are decoded and transformed as they are read, in worker processes if wanted.
+
+Whatever a decoder raises, the file is to blame: damaged, cut short, empty, or no image at all. Workers report such
+files with the batch, and `Unreadable` counts those that a process has met.
+
+Shapes: B images, C channels, height H, width W.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from hwmodel.errors import DamagedInputError, UsageError
-from supernet.data.config import DataConfig
-from supernet.data.randomness import generator, seeded
+from hwmodel.errors import DamagedInputError
+from supernet.data.loader import load
+from supernet.data.randomness import generators_kept, reseed
 from supernet.data.samples import FileSamples
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,87 +54,134 @@ class PathSource:
             raise DamagedInputError(f"{self.name(index)}: gone since the data set was opened ({error})") from error
 
 
-def transform_for(config: DataConfig, *, image_size: int, in_chans: int, train: bool) -> Transform:
-    """timm's transform to uint8 (C, image_size, image_size): random resized crop, or resize and centre crop."""
-    scale = None if config.min_crop_scale is None else (config.min_crop_scale, 1.0)
-    try:
-        transform: Transform = create_transform(
-            (in_chans, image_size, image_size),
-            is_training=train,
-            scale=scale,
-            hflip=0.5 if config.horizontal_flip else 0.0,
-            color_jitter=0.0,
-            auto_augment=config.auto_augment,
-            interpolation="bicubic",
-            mean=(0.5,) * in_chans,  # the colour that auto_augment fills holes with
-            normalize=False,  # on the device, from a quarter of the bytes
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UsageError(f"data.auto_augment: timm knows no policy '{config.auto_augment}' ({error})") from error
-    return transform
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreadable:
+    """The different unreadable images of one part of a data set that this process has met.
+
+    Args:
+        allowed: how many there may be.
+    """
+
+    allowed: int
+    _met: set[int] = field(default_factory=set)
+
+    def meet(self, index: int, error: str, *, consequence: str) -> None:
+        """Counts a sample; warns of it on stderr the first time.
+
+        Raises:
+            DamagedInputError: it is one more than is allowed.
+        """
+        if index in self._met:
+            return
+        count = len(self._met) + 1
+        if count > self.allowed:
+            remedy = "restore the file or remove it"
+            if self.allowed:
+                remedy = (
+                    f"this is unreadable image number {count}, and data.max_unreadable is {self.allowed}: "
+                    "restore the files that were named, or allow more"
+                )
+            raise DamagedInputError(f"{error}; {remedy}")
+        self._met.add(index)
+        print(f"warning: {error}; {consequence} (unreadable image {count} of at most {self.allowed})", file=sys.stderr)
+
+
+def next_of_class(labels: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each sample of `indices` the one that follows it among those of its class, after the last one the first.
+
+    Args:
+        labels: (N,), of all samples.
+        indices: (M,), different ones of these samples.
+
+    Returns:
+        (N,), of which only the entries at `indices` mean something.
+    """
+    by_class = indices[np.argsort(labels[indices], kind="stable")]
+    is_first = np.diff(labels[by_class], prepend=-1) != 0
+    following = np.roll(by_class, -1)
+    following[np.roll(is_first, -1)] = by_class[is_first]
+    result = np.zeros_like(labels)
+    result[by_class] = following
+    return result
+
+
+class _Loaded(NamedTuple):
+    """Images uint8 (B, C, H, W), labels int64 (B,), and the samples that were tried and cannot be read, with why."""
+
+    images: Tensor
+    labels: Tensor
+    unreadable: list[tuple[int, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Decoded(Dataset[tuple[Tensor, int] | DamagedInputError]):
+class _Decoded(Dataset[_Loaded]):
     samples: FileSamples
-    transform: Transform
+    transform: Callable[[Image.Image], Tensor]
     seeds: tuple[int, ...]
+    following: NDArray[np.int64] | None
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DamagedInputError:
-        source = self.samples.source
-        try:
-            image = source.read(index).convert("L" if self.samples.in_chans == 1 else "RGB")
-        except Exception as error:  # a damaged image can raise anything
-            # Returned, since an exception from a worker process arrives as the text of a traceback.
-            return DamagedInputError(
-                f"{source.name(index)}: cannot be read as an image ({type(error).__name__}: {error}); "
-                "restore the file or remove it"
-            )
-        # Seeded by sample, so that neither the number of workers nor the batch size matters.
-        with seeded(*self.seeds, index):
-            return self.transform(image), int(self.samples.labels[index])
+    def __getitem__(self, indices: Tensor) -> _Loaded:
+        images, labels = [], []
+        unreadable: list[tuple[int, str]] = []
+        with generators_kept():
+            for index in indices.tolist():
+                image = self._read(index, unreadable)
+                if image is not None:
+                    # Seeded by sample, so that neither the number of workers nor the batch size matters.
+                    reseed(*self.seeds, index)
+                    images.append(self.transform(image))
+                    labels.append(int(self.samples.labels[index]))
+        return _Loaded(torch.stack(images) if images else torch.empty(0), torch.tensor(labels), unreadable)
 
-
-def _collate(items: list[tuple[Tensor, int] | DamagedInputError]) -> tuple[Tensor, Tensor] | DamagedInputError:
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, DamagedInputError):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+    def _read(self, index: int, unreadable: list[tuple[int, str]]) -> Image.Image | None:
+        """The image, or the next readable one that may take its place; the unreadable ones are added to the list."""
+        source, place = self.samples.source, index
+        while True:
+            try:
+                return source.read(place).convert("L" if self.samples.in_chans == 1 else "RGB")
+            except Exception as error:  # a damaged image can raise anything
+                # Not raised again: an exception from a worker process arrives as the text of a traceback.
+                why = " ".join(str(error).split())
+                unreadable.append(
+                    (place, f"{source.name(place)}: cannot be read as an image ({type(error).__name__}: {why})")
+                )
+            if self.following is None:
+                return None
+            place = int(self.following[place])
+            if place == index:
+                return None
 
 
 def load_batches(
     samples: FileSamples,
-    order: Tensor,
-    transform: Transform,
+    chunks: Sequence[Tensor],
+    transform: Callable[[Image.Image], Tensor],
     *,
     seeds: tuple[int, ...],
-    batch_size: int,
-    drop_last: bool,
+    following: NDArray[np.int64] | None,
+    unreadable: Unreadable,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 (B, C, H, W) and labels int64 (B,) of the samples at `order` (int64), on the CPU.
+    """Images uint8 (B, C, H, W) and labels int64 (B,) of the samples at each of `chunks`, on the CPU.
 
     Args:
+        chunks: int64 (B,) each.
         seeds: what random transforms depend on, besides the sample.
+        following: (N,), for each sample the one that takes its place if it cannot be read; None leaves it out.
+        unreadable: counts the samples that cannot be read.
 
     Raises:
-        DamagedInputError: an image that cannot be decoded.
+        DamagedInputError: an image cannot be read, and no more may be skipped or none is left to take its place.
     """
-    loader = DataLoader(
-        _Decoded(samples=samples, transform=transform, seeds=seeds),
-        batch_size=batch_size,
-        sampler=order.tolist(),
-        drop_last=drop_last,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        generator=generator(0),  # for the workers' base seed, which is drawn from the global generator otherwise
-    )
-    for batch in loader:
-        if isinstance(batch, DamagedInputError):
-            raise batch
-        yield batch
+    dataset = _Decoded(samples=samples, transform=transform, seeds=seeds, following=following)
+    consequence = "left out of this pass" if following is None else "another image of its class takes its place"
+    # Closed, so that an error here ends the workers now, and not when its traceback goes.
+    with closing(load(dataset, chunks, workers=workers, pin_memory=pin_memory)) as loaded:
+        for chunk, (images, labels, problems) in zip(chunks, loaded, strict=True):
+            for index, error in problems:
+                unreadable.meet(index, error, consequence=consequence)
+            if following is not None and len(labels) < len(chunk):
+                raise DamagedInputError(f"{problems[-1][1]}; nor can any other image of its class: restore the files")
+            if len(labels):
+                yield images, labels

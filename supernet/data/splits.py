@@ -22,11 +22,13 @@ from torch import Tensor
 
 from hwmodel.errors import UsageError
 from supernet.data.config import DataConfig
-from supernet.data.files import load_batches, transform_for
-from supernet.data.memory import crop_and_flip, resize
+from supernet.data.files import Unreadable, load_batches, next_of_class
+from supernet.data.loader import load
+from supernet.data.memory import Varied, crop_and_flip, resize
 from supernet.data.randomness import generator
 from supernet.data.registry import DATASETS, Part
 from supernet.data.samples import ArraySamples, FileSamples, Normalization, Samples, carve, fixed_order
+from supernet.data.transforms import file_transform, memory_transform
 
 
 class Split:
@@ -50,8 +52,9 @@ class Split:
         image_size: int,
         normalization: Normalization,
         seed: int | None,
+        unreadable: Unreadable,
     ) -> None:
-        """`seed` is None for splits without epochs: validation and test."""
+        """`seed` is None for splits without epochs: validation and test; `unreadable` is that of the whole part."""
         self.classes = samples.classes
         self.in_chans = samples.in_chans
         self.image_size = image_size
@@ -60,6 +63,7 @@ class Split:
         self._indices = indices
         self._config = config
         self._seed = seed
+        self._unreadable = unreadable
         self._resident: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -97,6 +101,10 @@ class Split:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images, float32 (B, C, image_size, image_size), with labels, int64 (B,), on `device`.
 
+        Where `data.max_unreadable` allows it, a file that cannot be decoded is skipped. In an epoch the next readable
+        image of its class in the fixed order takes its place, so that batches are full and classes keep their share.
+        Without an epoch it is left out, and its batch is smaller: nothing is counted that was not seen.
+
         Args:
             epoch: None gives the fixed order, without augmentation, to the last sample. A number (training split
                 only) gives the shuffled and augmented samples of that epoch, in full batches only.
@@ -107,7 +115,7 @@ class Split:
         Raises:
             UsageError: an epoch without a single full batch. Raised by the call, as are the next two.
             ValueError: an epoch of a split other than the training split; a size, epoch or limit out of range.
-            DamagedInputError: a file that cannot be decoded; raised by the iterator.
+            DamagedInputError: more files that cannot be decoded than allowed; raised by the iterator.
         """
         if batch_size < 1 or (limit is not None and limit < 1) or (epoch is not None and epoch < 0):
             raise ValueError(f"batch_size={batch_size}, limit={limit} or epoch={epoch} is out of range")
@@ -130,7 +138,10 @@ class Split:
     def _from_memory(
         self, count: int, batch_size: int, epoch: int | None, device: torch.device, *, wanted: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self._resident_on(device)
+        vary = None
+        if epoch is not None:
+            vary = memory_transform(self._config, image_size=self.image_size, normalization=self.normalization)
+        images, labels = self._resident_on(device if vary is None else torch.device("cpu"))
         if epoch is None:
             for start in range(0, count, batch_size):
                 places = slice(start, min(start + batch_size, count))
@@ -139,15 +150,28 @@ class Split:
         rng = generator(*self._seeds(epoch))
         padding = self._config.crop_padding
         # Drawn for the whole epoch at once: one transfer, and nothing depends on the batch size.
-        order = torch.randperm(count, generator=rng).to(device)
-        offsets = torch.randint(2 * padding + 1, (count, 2), generator=rng).to(device)
-        flip = (torch.rand(count, generator=rng) < (0.5 if self._config.horizontal_flip else 0.0)).to(device)
-        if wanted is not None:
-            wanted = wanted.to(device)
-        for start in range(0, count - batch_size + 1, batch_size):
-            taken = slice(start, start + batch_size) if wanted is None else start + wanted
-            chosen = order[taken]
-            batch = crop_and_flip(images[chosen], padding, offsets[taken], flip[taken])
+        order = torch.randperm(count, generator=rng)
+        offsets = torch.randint(2 * padding + 1, (count, 2), generator=rng)
+        flip = torch.rand(count, generator=rng) < (0.5 if self._config.horizontal_flip else 0.0)
+        taken = _full_batches(torch.arange(count), batch_size, wanted)
+        if vary is not None:
+            varied = Varied(
+                images=images,
+                labels=labels,
+                order=order,
+                padding=padding,
+                offsets=offsets,
+                flip=flip,
+                vary=vary,
+                seeds=self._seeds(epoch),
+            )
+            pin = device.type == "cuda"
+            yield from self._on(device, load(varied, taken.unbind(), workers=self._config.workers, pin_memory=pin))
+            return
+        order, offsets, flip = order.to(device), offsets.to(device), flip.to(device)
+        for places_B in taken.to(device):
+            chosen = order[places_B]
+            batch = crop_and_flip(images[chosen], padding, offsets[places_B], flip[places_B])
             yield self._normalized(batch), labels[chosen]
 
     def _from_files(
@@ -161,22 +185,28 @@ class Split:
         wanted: Tensor | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.from_numpy(self._indices[:count])
-        if epoch is not None:
-            order = order[torch.randperm(count, generator=generator(*self._seeds(epoch)))]
-        if wanted is not None:
-            order = order[: count // batch_size * batch_size].view(-1, batch_size)[:, wanted].flatten()
-            batch_size = len(wanted)
+        if epoch is None:
+            chunks = torch.split(order, batch_size)
+        else:
+            shuffled = order[torch.randperm(count, generator=generator(*self._seeds(epoch)))]
+            chunks = _full_batches(shuffled, batch_size, wanted).unbind()
+        replace = epoch is not None and self._config.max_unreadable > 0
         loaded = load_batches(
             samples,
-            order,
-            transform_for(self._config, image_size=self.image_size, in_chans=self.in_chans, train=epoch is not None),
+            chunks,
+            file_transform(
+                self._config, image_size=self.image_size, normalization=self.normalization, train=epoch is not None
+            ),
             seeds=self._seeds(epoch),
-            batch_size=batch_size,
-            drop_last=epoch is not None,
+            following=next_of_class(samples.labels, self._indices[:count]) if replace else None,
+            unreadable=self._unreadable,
             workers=self._config.workers,
             pin_memory=device.type == "cuda",
         )
-        for images, labels in loaded:
+        yield from self._on(device, loaded)
+
+    def _on(self, device: torch.device, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
             yield self._normalized(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
     def _seeds(self, epoch: int | None) -> tuple[int, ...]:
@@ -201,6 +231,12 @@ class Split:
         return images.float().div_(255).sub_(mean).div_(std)
 
 
+def _full_batches(epoch_M: Tensor, batch_size: int, wanted_B: Tensor | None) -> Tensor:
+    """The full batches of an epoch, one a row, and of each batch only the wanted places, if they are given."""
+    batches = epoch_M[: len(epoch_M) // batch_size * batch_size].view(-1, batch_size)
+    return batches if wanted_B is None else batches[:, wanted_B]
+
+
 def open_train(config: DataConfig, *, image_size: int, seed: int) -> tuple[Split, Split]:
     """The training split and the validation split, which is carved from the train part and never augmented.
 
@@ -220,13 +256,23 @@ def open_train(config: DataConfig, *, image_size: int, seed: int) -> tuple[Split
         seed=config.split_seed,
         key="data.val_fraction",
     )
-    if isinstance(samples, FileSamples):  # a bad policy is to be known before the first epoch
-        transform_for(config, image_size=image_size, in_chans=samples.in_chans, train=True)
     normalization = _normalization(config, samples)
+    # A bad policy is to be known before the first epoch.
+    if isinstance(samples, FileSamples):
+        file_transform(config, image_size=image_size, normalization=normalization, train=True)
+    else:
+        memory_transform(config, image_size=image_size, normalization=normalization)
+    unreadable = Unreadable(allowed=config.max_unreadable)
 
     def split(indices: NDArray[np.int64], split_seed: int | None) -> Split:
         return Split(
-            samples, indices, config=config, image_size=image_size, normalization=normalization, seed=split_seed
+            samples,
+            indices,
+            config=config,
+            image_size=image_size,
+            normalization=normalization,
+            seed=split_seed,
+            unreadable=unreadable,
         )
 
     return split(train, seed), split(val, None)
@@ -242,6 +288,7 @@ def open_test(config: DataConfig, *, image_size: int) -> Split:
         image_size=image_size,
         normalization=_normalization(config, samples),
         seed=None,
+        unreadable=Unreadable(allowed=config.max_unreadable),
     )
 
 
@@ -256,7 +303,8 @@ def _load(config: DataConfig, part: Part) -> Samples:
             f"data.grey: the data set '{config.name}' comes with {samples.in_chans} channels; remove the key"
         )
     if isinstance(samples, ArraySamples):
-        config.refuse_unused("min_crop_scale", "auto_augment", because="its images are in memory, see crop_padding")
+        config.refuse_unused("min_crop_scale", because="its images are in memory, see crop_padding")
+        config.refuse_unused("max_unreadable", because="its images were decoded when it was opened")
     else:
         config.refuse_unused("crop_padding", because="its images are decoded from files, see min_crop_scale")
     return samples

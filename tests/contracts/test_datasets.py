@@ -98,6 +98,12 @@ class TestDigits(DatasetContract):
         return DataConfig(name="digits", crop_padding=1)
 
 
+class TestDigitsWithPolicy(DatasetContract):
+    @pytest.fixture
+    def config(self):
+        return DataConfig(name="digits", auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+
+
 class TestCifar10(DatasetContract):
     @pytest.fixture
     def config(self, tmp_path):
@@ -115,7 +121,9 @@ class TestFolderWithParts(DatasetContract):
     def config(self, tmp_path):
         write_class_folders(tmp_path / "train", count=15)
         write_class_folders(tmp_path / "val", count=4, seed=1)
-        return DataConfig(name="folder", root=str(tmp_path), auto_augment="rand-m9-mstd0.5", grey=True)
+        return DataConfig(
+            name="folder", root=str(tmp_path), auto_augment="rand-m9-mstd0.5", random_erasing=0.25, grey=True
+        )
 
 
 class TestJpegNpz(DatasetContract):

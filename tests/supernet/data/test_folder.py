@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hwmodel.errors import DamagedInputError, UsageError
 from supernet.data.config import DataConfig
+from supernet.data.files import next_of_class
 from supernet.data.folder import load
 from supernet.data.splits import open_test, open_train
 
@@ -166,6 +167,127 @@ def test_an_unreadable_image_is_named(parts, content, workers):
     message = str(caught.value)
     assert message.startswith(f"{path}: cannot be read as an image")
     assert "\n" not in message
+
+
+DAMAGE = {"empty": b"", "text": b"not an image", "cut short": None}
+
+
+def damage(*paths, kind="cut short"):
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-60] if kind == "cut short" else DAMAGE[kind])
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """Constant images, by class 0, 100 and 200, so that a batch shows which class an image is of."""
+    for part, count in (("train", 8), ("val", 3)):
+        for number, name in enumerate(CLASSES):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = random_image(np.random.default_rng(0), 20)
+                image.paste((100 * number + i,) * 3, (0, 0, 20, 20))
+                image.save(tmp_path / part / name / f"{i}.jpg")
+    return tmp_path
+
+
+def open_jpegs(root, **keys):
+    keys = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "val_fraction": 0.25, "max_unreadable": 2} | keys
+    return open_train(config(root, **keys), image_size=8, seed=0)
+
+
+def of_train_split(root, *, count, label):
+    """Files of one class in the training split, in its order."""
+    train, _ = open_jpegs(root)
+    of_class = [index for index in train._indices if train._samples.labels[index] == label]
+    return [root / "train" / train._samples.source.paths[index] for index in of_class[:count]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_an_image_of_its_class_takes_the_place_of_an_unreadable_one(jpegs, kind, workers, capsys):
+    (path,) = of_train_split(jpegs, count=1, label=1)
+    whole = everything(open_jpegs(jpegs)[0], epoch=0)
+    damage(path, kind=kind)
+    train, val = open_jpegs(jpegs, workers=workers)
+    images, labels = everything(train, epoch=0)
+    assert torch.equal(labels, whole[1])
+    changed = (images != whole[0]).flatten(1).any(dim=1)
+    assert changed.sum() == 1
+    assert labels[changed] == 1
+    assert (images[changed] * 255).round().min() >= 100
+    # Not one of the validation split, and the same one in every process.
+    allowed = set(whole[0][labels == 1].amax((1, 2, 3)).tolist())
+    assert images[changed].max().item() in allowed
+    list(train.batches(5, epoch=1))
+    list(val.batches(5))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path}: cannot be read as an image")
+    assert line.endswith("another image of its class takes its place (unreadable image 1 of at most 2)")
+
+
+def test_shares_of_an_epoch_do_not_depend_on_unreadable_images(jpegs):
+    damage(*of_train_split(jpegs, count=2, label=0))
+    images, labels = everything(open_jpegs(jpegs)[0], epoch=3)
+    shares = [
+        everything(open_jpegs(jpegs)[0], epoch=3, places=torch.tensor(places)) for places in ([0, 2], [1, 4], [3])
+    ]
+    order = torch.tensor([0, 2, 1, 4, 3]).argsort()
+    for whole, parts in ((images, 0), (labels, 1)):
+        pieces = [
+            share[parts].view(-1, width, *whole.shape[1:]) for share, width in zip(shares, (2, 2, 1), strict=True)
+        ]
+        assert torch.equal(torch.cat(pieces, dim=1)[:, order].flatten(0, 1), whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_unreadable_image_more_than_allowed_stops(jpegs, workers, capsys):
+    paths = of_train_split(jpegs, count=3, label=2)
+    damage(*paths)
+    train, _ = open_jpegs(jpegs, workers=workers)
+    with pytest.raises(DamagedInputError) as caught:
+        list(train.batches(2, epoch=0))
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2
+    last = next(path for path in paths if not any(str(path) in line for line in warned))
+    assert str(caught.value).startswith(f"{last}: cannot be read")
+    assert "unreadable image number 3, and data.max_unreadable is 2: restore" in str(caught.value)
+    with pytest.raises(DamagedInputError):  # and so does every later epoch
+        list(train.batches(2, epoch=1))
+
+
+def test_a_class_without_any_readable_image_stops(jpegs):
+    damage(*of_train_split(jpegs, count=6, label=0))
+    with pytest.raises(DamagedInputError, match="nor can any other image of its class"):
+        list(open_jpegs(jpegs, max_unreadable=100)[0].batches(5, epoch=0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_unreadable_images_out(jpegs, workers, capsys):
+    keys = {"max_unreadable": 1, "workers": workers, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    images, labels = everything(open_test(config(jpegs, **keys), image_size=8))
+    path = jpegs / "val" / "bee" / "1.jpg"
+    damage(path)
+    split = open_test(config(jpegs, **keys), image_size=8)
+    found = everything(split)
+    kept = (images * 255).round()[:, 0, 0, 0] != 101
+    assert kept.sum() == 8
+    assert torch.equal(found[0], images[kept])
+    assert torch.equal(found[1], labels[kept])
+    assert len(list(split.batches(1))) == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: cannot be read" in line
+    assert "left out of this pass" in line
+
+
+@settings(deadline=None, max_examples=50)
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=20), data=st.data())
+def test_followers_go_round_each_class(labels, data):
+    indices = data.draw(st.lists(st.sampled_from(range(len(labels))), unique=True, min_size=1))
+    following = next_of_class(np.array(labels), np.array(indices))
+    for start in indices:
+        of_class = [index for index in indices if labels[index] == labels[start]]
+        turn = of_class.index(start)
+        assert following[start] == of_class[(turn + 1) % len(of_class)]
 
 
 def test_a_file_that_vanished_is_named(parts):

@@ -193,7 +193,8 @@ def test_batches_may_be_changed_in_place(register):
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, r"data\.mean: 3 values for images of 1 channels"),
         ({"val_fraction": 0.001}, r"data\.val_fraction: .* of class 'even' is 0"),
         ({"val_fraction": 0.999}, r"data\.val_fraction: .* of class 'even' is 50"),
-        ({"auto_augment": "rand-m9"}, r"data\.auto_augment has no effect"),
+        ({"auto_augment": "rand-x9"}, r"data\.auto_augment: .*rand-x9"),
+        ({"max_unreadable": 1}, r"data\.max_unreadable has no effect"),
         ({"min_crop_scale": 0.5}, r"data\.min_crop_scale has no effect"),
     ],
 )
@@ -237,6 +238,52 @@ def test_augmentation_reaches_every_offset_and_both_sides():
     seen = [image.numpy().tobytes() for images, _ in train.batches(100, epoch=0) for image in images]
     unchanged = sum(image in plain for image in seen) / len(seen)
     assert 0.02 < unchanged < 0.12  # one of 9 offsets and one of 2 sides: 0.056
+
+
+VARIED = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25}
+
+
+@cache
+def varied_digits(**keys):
+    config = DataConfig(name="digits", crop_padding=2, horizontal_flip=True, **(VARIED | keys))
+    return open_train(config, image_size=8, seed=5)[0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(epoch=st.integers(0, 10**6), batch_size=st.integers(1, 30), data=st.data())
+def test_a_varied_epoch_depends_on_seed_and_number_alone(epoch, batch_size, data):
+    train = varied_digits()
+    whole, labels = next(train.batches(60, epoch=epoch, limit=60))
+    parts = torch.cat([images for images, _ in train.batches(batch_size, epoch=epoch, limit=60)])
+    assert torch.equal(parts, whole[: len(parts)])
+    places = torch.tensor(data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=5, unique=True)))
+    share, share_labels = next(train.batches(60, epoch=epoch, limit=60, places=places))
+    assert torch.equal(share, whole[places])
+    assert torch.equal(share_labels, labels[places])
+
+
+def test_varied_images_do_not_depend_on_the_workers():
+    streams = (varied_digits(workers=workers).batches(30, epoch=1, limit=90) for workers in (0, 2))
+    for ours, theirs in zip(*streams, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_varied_images_differ_by_epoch_and_image(register):
+    register(images=constant_images([100] * 100, size=16))
+    train, val = open_mine(image_size=16, **VARIED)
+    seen = [
+        image.numpy().tobytes() for epoch in (0, 1) for images, _ in train.batches(90, epoch=epoch) for image in images
+    ]
+    assert len(set(seen)) > 60  # erasing alone makes about 45 of 180 images different
+    for images, _ in (*train.batches(90), *val.batches(90)):
+        assert (images * 255).round().eq(100).all()
+
+
+def test_varied_images_have_their_labels(register):
+    register()
+    train, _ = open_mine(auto_augment="rand-m0-n1-p0.0")
+    images, labels = next(train.batches(90, epoch=0))
+    assert ((images[:, 0, 0, 0] * 255).round().long() % 2).equal(labels)
 
 
 def test_resize_is_the_identity_at_the_same_size_and_keeps_constants():
