@@ -13,16 +13,17 @@ class DataConfig:
     """A data set and its use.
 
     Images come either in memory (digits, cifar10, jpeg-npz, small torch/ sets), where `crop_padding` augments, or
-    from files (folder, the other timm sets), where `min_crop_scale` does. Keys of the other kind are
+    from files (folder, tar-shards, the other timm sets), where `min_crop_scale` does. Keys of the other kind are
     refused when the data set is opened, and so is a key that a data set has no use for.
 
     Args:
-        name: registered name: digits, folder, cifar10, jpeg-npz, timm or a plug-in's.
+        name: registered name: digits, folder, tar-shards, cifar10, jpeg-npz, timm or a plug-in's.
         root: the folder or file with the data, for the sets that need one.
         dataset: for `timm`, the name given to `timm.data.create_dataset`, such as torch/cifar100 or hfds/<id>.
         download: for `timm`, fetch what is missing under `root`.
-        test_split: the test part's name: a sub-folder for `folder` (by default the only one of val, validation and
-            test), a split for `timm` (by default validation).
+        test_split: the test part's name: a sub-folder for `folder`, a sub-folder or a part of the shards' names for
+            `tar-shards` (by default the only one of val, validation and test), a split for `timm` (by default
+            validation).
         val_fraction: share of each class's training images that is held out for validation.
         split_seed: seed of that choice.
         grey: read images of files and archives as one grey channel instead of RGB.

@@ -43,6 +43,7 @@ for _name, _module in {
     "cifar10": "supernet.data.cifar10",
     "jpeg-npz": "supernet.data.jpeg_npz",
     "folder": "supernet.data.folder",
+    "tar-shards": "supernet.data.tar_shards",
     "timm": "supernet.data.timm_sets",
 }.items():
     DATASETS.register(_name)(_deferred(_module))

@@ -1,7 +1,8 @@
 """Any data set with random access that `timm.data.create_dataset` opens: torch/<name> and hfds/<id>.
 
 What torchvision holds in arrays (CIFAR, MNIST and their kin) stays in memory; the rest is decoded as it is read.
-Streams (tfds/, wds/, hfids/) are refused: a split by class needs all labels at hand.
+Streams (tfds/, wds/, hfids/) are refused: a split by class needs all labels at hand. What wds/ reads as a stream, the
+data set `tar-shards` opens for random access.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def _class_names(names: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
 def _open(config: DataConfig, part: Part) -> Any:
     dataset = config.dataset or ""
     library, _, name = dataset.partition("/")
+    if library == "wds":
+        raise UsageError(
+            f"data.dataset: '{config.dataset}' is a stream, without random access; use data.name=tar-shards, with "
+            "data.root as the folder of the shards"
+        )
     if library not in ("torch", "hfds"):
         raise UsageError(
             f"data.dataset: need torch/<name> or hfds/<id>, which give random access, not '{config.dataset}'"

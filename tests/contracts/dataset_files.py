@@ -2,7 +2,8 @@
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,25 @@ def write_jpeg_npz(path: Path, *, prefixes: Sequence[str] = ("train_", "test_"),
         arrays |= packed(prefix, streams, [number % 3 for number in range(count)])
     np.savez(path, **arrays)
     return path
+
+
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    """Files in a tar archive as `webdataset.TarWriter` writes them: USTAR, no folders, two empty blocks at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w|", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o444
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_shards(root: Path, part: str, *, shards: int = 2, count: int = 24, seed: int = 0) -> Path:
+    """root/<part>-<number>.tar, with `count` images in each, of the classes 0, 1, 2, 0, ..."""
+    rng = np.random.default_rng(seed)
+    for shard in range(shards):
+        files = {}
+        for number in range(shard * count, (shard + 1) * count):
+            files |= {f"{number:06d}.cls": str(number % 3).encode(), f"{number:06d}.jpg": jpeg(random_image(rng))}
+        write_tar(root / f"{part}-{shard:06d}.tar", files)
+    return root

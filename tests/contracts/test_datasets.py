@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_files import write_cifar10, write_class_folders, write_jpeg_npz
+from dataset_files import write_cifar10, write_class_folders, write_jpeg_npz, write_shards
 
 from supernet.data.config import DataConfig
 from supernet.data.registry import DATASETS
@@ -124,6 +124,14 @@ class TestFolderWithParts(DatasetContract):
         return DataConfig(
             name="folder", root=str(tmp_path), auto_augment="rand-m9-mstd0.5", random_erasing=0.25, grey=True
         )
+
+
+class TestTarShards(DatasetContract):
+    @pytest.fixture
+    def config(self, tmp_path):
+        write_shards(tmp_path, "train")
+        write_shards(tmp_path, "val", shards=1, seed=1)
+        return DataConfig(name="tar-shards", root=str(tmp_path), random_erasing=0.25)
 
 
 class TestJpegNpz(DatasetContract):

@@ -126,6 +126,11 @@ def test_sets_without_random_access_or_parts_are_refused(dataset):
         timm_sets.load(config(dataset), "train")
 
 
+def test_streams_of_shards_have_a_data_set_of_their_own():
+    with pytest.raises(UsageError, match=r"'wds/imagenet' is a stream.*data\.name=tar-shards"):
+        timm_sets.load(config("wds/imagenet"), "train")
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"data\.root is missing"):
         timm_sets.load(config("torch/mnist"), "train")
