@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -65,7 +65,7 @@ class Unreadable:
     allowed: int
     _met: set[int] = field(default_factory=set)
 
-    def meet(self, index: int, error: str, *, consequence: str) -> None:
+    def meet(self, index: int, error: str) -> None:
         """Counts a sample; warns of it on stderr the first time.
 
         Raises:
@@ -83,7 +83,11 @@ class Unreadable:
                 )
             raise DamagedInputError(f"{error}; {remedy}")
         self._met.add(index)
-        print(f"warning: {error}; {consequence} (unreadable image {count} of at most {self.allowed})", file=sys.stderr)
+        print(
+            f"warning: {error}; skipped, number {count} of at most {self.allowed}: in training another image of its "
+            "class takes its place, and accuracies leave it out",
+            file=sys.stderr,
+        )
 
 
 def next_of_class(labels: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -141,10 +145,10 @@ class _Decoded(Dataset[_Loaded]):
                 return source.read(place).convert("L" if self.samples.in_chans == 1 else "RGB")
             except Exception as error:  # a damaged image can raise anything
                 # Not raised again: an exception from a worker process arrives as the text of a traceback.
-                why = " ".join(str(error).split())
-                unreadable.append(
-                    (place, f"{source.name(place)}: cannot be read as an image ({type(error).__name__}: {why})")
-                )
+                why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if isinstance(error, UnidentifiedImageError):  # whose text is the address of an object
+                    why = "no known image format"
+                unreadable.append((place, f"{source.name(place)}: cannot be read as an image ({why})"))
             if self.following is None:
                 return None
             place = int(self.following[place])
@@ -175,12 +179,11 @@ def load_batches(
         DamagedInputError: an image cannot be read, and no more may be skipped or none is left to take its place.
     """
     dataset = _Decoded(samples=samples, transform=transform, seeds=seeds, following=following)
-    consequence = "left out of this pass" if following is None else "another image of its class takes its place"
     # Closed, so that an error here ends the workers now, and not when its traceback goes.
     with closing(load(dataset, chunks, workers=workers, pin_memory=pin_memory)) as loaded:
         for chunk, (images, labels, problems) in zip(chunks, loaded, strict=True):
             for index, error in problems:
-                unreadable.meet(index, error, consequence=consequence)
+                unreadable.meet(index, error)
             if following is not None and len(labels) < len(chunk):
                 raise DamagedInputError(f"{problems[-1][1]}; nor can any other image of its class: restore the files")
             if len(labels):
