@@ -39,7 +39,7 @@ def train_alone(
     """The subnet after a training by itself, extracted.
 
     Args:
-        supernet: only its layer scaling counts; the weights start at random.
+        supernet: its layer scaling and kind of scales count; the weights start at random.
         config: as `settings_alone` gives it.
         seed: of the initial weights and of everything random in a step.
 
@@ -52,6 +52,8 @@ def train_alone(
         images = next(train_split.batches(_CALIBRATION_IMAGES, device=device))[0]
         model(images, subnet, observer, weights=unquantized)
     observer.update(momentum=0.0)
+    if supernet.scales == "learned":
+        model.learn_scales()
     state = State.fresh(model, config=config, steps=steps_per_epoch(config, train_split))
     teacher = load_teacher(config.distill, space=model.space, split=train_split, device=device)
     try:

@@ -146,6 +146,8 @@ def calibrate(
 ) -> None:
     """Activation ranges and clip factors of a supernet, from its largest subnets in floats.
 
+    Scales that are learned start again at what is measured here.
+
     Args:
         batches: normalised images (B, C, H, W), on the model's device.
     """
@@ -155,12 +157,14 @@ def calibrate(
         for subnet in subnets:
             model(x_BCHW, subnet, observer, weights=unquantized)
     observer.set_ranges(estimators)
+    model.measure_rows()
     model.refresh_clips()
     for subnet in subnets:
         for linear, plan, sites in linears_of(model, subnet):
             site = (sites, sites.names.index(plan.site))
             if site in observer.squares:
-                linear.clip.copy_(search_clip(linear.weight, low_bits=linear.low_bits, inputs=observer.squares[site]))
+                inputs = observer.squares[site]
+                linear.clip.copy_(search_clip(linear.weight, linear.ranges(), low_bits=linear.low_bits, inputs=inputs))
 
 
 @torch.no_grad()

@@ -154,6 +154,8 @@ class Checkpoint:
             to_train: with the weights in training, even where `model` is their moving average.
         """
         model = SupernetViT(self.space, layer_scale=self.supernet.layer_scale)
+        if self.supernet.scales == "learned":
+            model.learn_scales()
         try:
             model.load_state_dict((self.trained or self.model) if to_train else self.model)
         except RuntimeError as error:

@@ -21,6 +21,8 @@ class SupernetConfig:
             `supernet.pretrained`. Null starts from random weights.
         reorder: whether to order heads, hidden units and channels of `init_from` by importance, once.
         calibration_images: training images that set the first activation ranges, and the order.
+        scales: of weight rows and activations: measured, by the largest weight and running ranges of activations, or
+            learned with the weights (LSQ), starting from those ranges; see `supernet.quantize`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -29,6 +31,7 @@ class SupernetConfig:
     init_from: str | None = None
     reorder: bool = True
     calibration_images: int = 200
+    scales: Literal["measured", "learned"] = "measured"
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:

@@ -62,7 +62,9 @@ class Observer:
         self.ranges: dict[tuple[ActivationSites, int], tuple[Tensor, Tensor]] = {}
 
     def record(self, sites: ActivationSites, index: int, x: Tensor) -> None:
-        """Notes the extreme values of `x` at one site."""
+        """Notes the extreme values of `x` at one site, unless nothing there follows them."""
+        if self.quantize and sites.log_gain is not None and not sites.asymmetric[index]:
+            return
         smallest, largest = x.detach().aminmax()
         if (sites, index) in self.ranges:
             seen = self.ranges[sites, index]
@@ -80,9 +82,15 @@ class Observer:
         self.ranges = {site: (-ends_2[0], ends_2[1]) for site, ends_2 in zip(self.ranges, ends_S2, strict=True)}
 
     def update(self, *, momentum: float) -> None:
-        """Moves the range of each site towards the one seen: `m * range + (1 - m) * seen`, at both ends."""
+        """Moves the range of each site towards the one seen: `m * range + (1 - m) * seen`, at both ends.
+
+        Of learned scales, quantized passes move the lower end of asymmetric sites, and nothing else.
+        """
         for (sites, index), (smallest, largest) in self.ranges.items():
-            sites.move_range(index, smallest, largest, momentum=momentum)
+            if self.quantize and sites.log_gain is not None:
+                sites.move_start(index, smallest, momentum=momentum)
+            else:
+                sites.move_range(index, smallest, largest, momentum=momentum)
         self.ranges.clear()
 
 
@@ -97,15 +105,21 @@ class ActivationSites(nn.Module):
     `b' = b - z * sum_k w_k`, in integers and exact. Inputs that pad a row to the width of an array need weights of 0;
     then their codes do not matter, and those of value 0 need not be z.
 
+    A learned scale leaves the lower end of an asymmetric range where it is, which follows what the site sees in any
+    case: behind GELU that hardly moves, and z is an integer that no gradient could move by less than a code.
+
     Attributes:
-        scale: (S,) for S sites.
-        zero_point: (S,), rounded where it is used, so that a running range can move it by less than one code.
+        scale: (S,) for S sites, as measured.
+        zero_point: (S,), rounded where it is used, so that a running range can move it by less than one code; in
+            codes of `scale`, as it was measured.
+        log_gain: (S,) learned logarithms of what `scale` is multiplied by; None where that is 1.
         asymmetric: which sites may have a zero point other than 0, S of them.
         limit: the largest code; the smallest is `-limit` at symmetric sites, one less at asymmetric ones.
     """
 
     scale: Tensor
     zero_point: Tensor
+    log_gain: nn.Parameter | None
 
     def __init__(self, names: tuple[str, ...], *, bits: int, asymmetric: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -114,33 +128,66 @@ class ActivationSites(nn.Module):
         self.limit = float(qmax(bits))
         self.register_buffer("scale", torch.ones(len(names)))
         self.register_buffer("zero_point", torch.zeros(len(names)))
+        self.register_parameter("log_gain", None)
 
     def scales(self) -> dict[str, Tensor]:
         """The scale of each site by name."""
-        return dict(zip(self.names, self.scale.unbind(), strict=True))
+        return dict(zip(self.names, self._scale_in_use().unbind(), strict=True))
 
+    def learn_scale(self) -> None:
+        """Makes the scales learned, from what they are now."""
+        self.log_gain = nn.Parameter(torch.zeros_like(self.scale))
+
+    def _scale_in_use(self) -> Tensor:
+        return self.scale if self.log_gain is None else self.scale * self.log_gain.exp()
+
+    def _zero_point_in_use(self, index: int) -> Tensor:
+        """The integer zero point of a site for the scale in use: the lower end of the range stays where it is."""
+        zero_point = self.zero_point[index]
+        if self.log_gain is not None and self.asymmetric[index]:
+            lowest_code = -self.limit - 1
+            codes_below = (zero_point - lowest_code) * (-self.log_gain[index].detach()).exp()
+            zero_point = (lowest_code + codes_below).clamp(max=self.limit)
+        return zero_point.round()
+
+    @torch.no_grad()
+    def move_start(self, index: int, smallest: Tensor, *, momentum: float) -> None:
+        """Moves the lower end of an asymmetric site's range towards `smallest`, and leaves its scale."""
+        start = self._moved_start(index, smallest, momentum)
+        self.zero_point[index] = -self.limit - 1 - start / self.scale[index]
+
+    def _moved_start(self, index: int, smallest: Tensor, momentum: float) -> Tensor:
+        # 0 must have a code of its own, as values that GELU takes to 0 are frequent.
+        start = (-self.limit - 1 - self.zero_point[index]) * self.scale[index]
+        return start * momentum + smallest.clamp(max=0.0) * (1 - momentum)
+
+    @torch.no_grad()
     def move_range(self, index: int, smallest: Tensor, largest: Tensor, *, momentum: float = 0.0) -> None:
-        """Moves the range of a site towards [smallest, largest], by all of the way without `momentum`."""
-        scale, lowest_code = self.scale[index], -self.limit - 1
+        """Moves the range of a site towards [smallest, largest], by all of the way without `momentum`.
+
+        A scale that is learned starts again at what was measured.
+        """
+        if self.log_gain is not None:
+            self.log_gain[index] = 0.0
+        scale = self.scale[index]
         if not self.asymmetric[index]:
             seen = torch.maximum(largest, -smallest).clamp(min=SMALLEST_SCALE) / self.limit
             scale.mul_(momentum).add_(seen, alpha=1 - momentum)
             return
-        # 0 must have a code of its own, as values that GELU takes to 0 are frequent.
-        smallest, largest = smallest.clamp(max=0.0), largest.clamp(min=0.0)
-        seen = (largest - smallest).clamp(min=SMALLEST_SCALE) / (2 * self.limit + 1)
-        start = (lowest_code - self.zero_point[index]) * scale
-        start = start * momentum + smallest * (1 - momentum)
+        start = self._moved_start(index, smallest, momentum)
+        reach = largest.clamp(min=0.0) - smallest.clamp(max=0.0)
+        seen = reach.clamp(min=SMALLEST_SCALE) / (2 * self.limit + 1)
         scale.mul_(momentum).add_(seen, alpha=1 - momentum)
-        self.zero_point[index] = lowest_code - start / scale
+        self.zero_point[index] = -self.limit - 1 - start / scale
 
     def take(self, source: ActivationSites) -> None:
         """Copies the scales and the rounded zero points of another group of the same sites."""
-        self.scale.copy_(source.scale)
-        self.zero_point.copy_(source.zero_point.round())
+        self.scale.copy_(source._scale_in_use())
+        self.zero_point.copy_(torch.stack([source._zero_point_in_use(index) for index in range(len(self.names))]))
 
     def quantizer(self, observer: Observer | None) -> Quantizer:
         """A function `(site, x)` that gives `x` as the hardware would see it there; `observer` watches."""
+        scales = self._scale_in_use()
 
         def quantize_at(site: str, x: Tensor) -> Tensor:
             index = self.names.index(site)
@@ -149,9 +196,9 @@ class ActivationSites(nn.Module):
                 if not observer.quantize:
                     return x
             if not self.asymmetric[index]:
-                return fake_quantize(x, self.scale[index], self.limit)
-            zero = self.zero_point[index].round()
-            return fake_quantize(x, self.scale[index], self.limit - zero, -self.limit - 1 - zero)
+                return fake_quantize(x, scales[index], self.limit)
+            zero = self._zero_point_in_use(index)
+            return fake_quantize(x, scales[index], self.limit - zero, -self.limit - 1 - zero)
 
         return quantize_at
 

@@ -47,7 +47,7 @@ _BATCH = 25
 
 
 def prepare(model: SupernetViT, config: SupernetConfig, split: Split, *, seed: int) -> None:
-    """Initial weights as `config` says, and activation ranges from images of `split`.
+    """Initial weights as `config` says, and activation ranges from images of `split`; learned scales start there.
 
     Raises:
         UsageError: `init_from` cannot initialise this space; the message says which dimension differs.
@@ -65,6 +65,8 @@ def prepare(model: SupernetViT, config: SupernetConfig, split: Split, *, seed: i
         if config.reorder:
             reorder(model, batches, generator=torch.Generator().manual_seed(seed), keep_subnets=trained)
     calibrate(model, batches)
+    if config.scales == "learned":
+        model.learn_scales()
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hwmodel.errors import UsageError
 from supernet.functional import Observer
-from supernet.quantize import qmax, quantize, row_scales
+from supernet.quantize import qmax, quantize
 from supernet.space import SearchSpace
 from supernet.subnet import hidden_units
 from supernet.vit import ElasticAttention, ElasticBlock, ElasticLinear, ElasticNorm, SupernetViT, unquantized
@@ -98,7 +98,7 @@ def _measure(model: SupernetViT, batches: Iterable[Tensor], generator: torch.Gen
 def _low_error(linear: ElasticLinear) -> Tensor:
     """What low precision takes away from each weight, (rows, inputs)."""
     weight = linear.weight.detach()
-    _, scale = row_scales(weight, linear.clip, low_bits=linear.low_bits, high_bits=linear.high_bits)
+    _, scale = linear.scales()
     return weight - quantize(weight, scale[:, None], float(qmax(linear.low_bits))).mul_(scale[:, None])
 
 

@@ -138,6 +138,8 @@ class Step:
         if self._workers.count > 1:
             observer.unite(self._workers.maximum)
         observer.update(momentum=config.activation_momentum)
+        if not self._quantize:
+            model.measure_rows()  # learned scales of rows follow their weights, as those of activations their ranges
         return loss
 
     def _projected(self, subnets: Sequence[Subnet]) -> bool:

@@ -5,6 +5,10 @@ blocks; and of a linear's active rows, the first share at high precision (see `s
 argument: `model(x, subnet)` is pure, and changes no state. What must change is changed explicitly: activation scales
 by `Observer.update`, clip factors of low-precision rows by `refresh_clips`.
 
+Scales are measured, from the weights as they are and by running ranges of activations, or after `learn_scales`
+learned with the weights. Then each full row has one parameter that serves both precisions, as quantizers of several
+widths are related in OQA (Shen et al. 2021, arXiv:2010.04354), and each activation site has one.
+
 Supernet layer scaling (Quasar-ViT): the outputs of attention and MLP are multiplied by learned vectors that start
 small, which lets deep and shallow subnets share weights. In hardware they fold into requantization.
 """
@@ -12,6 +16,7 @@ small, which lets deep and shallow subnets share weights. In hardware they fold 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Protocol, cast
 
 import torch
@@ -21,7 +26,18 @@ from supernet import functional
 from supernet.functional import ActivationSites, Linear, Norm, Observer
 from supernet.operators.registry import operator
 from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan
-from supernet.quantize import fake_quantize, qmax, quantize, round_bias, row_scales, search_clip, straight_through
+from supernet.quantize import (
+    Quantized,
+    fake_quantize,
+    qmax,
+    quantize,
+    round_bias,
+    row_ranges,
+    row_scales,
+    search_clip,
+    straight_through,
+    value_and_slope,
+)
 from supernet.space import SearchSpace
 from supernet.subnet import BlockChoice, Subnet, hidden_units
 
@@ -35,10 +51,14 @@ def _is_high(rows: int, group: int, high: int, device: torch.device) -> Tensor:
 class ElasticLinear(nn.Module):
     """A linear whose prefixes of rows and inputs are used, with rows at two precisions.
 
-    `clip` holds each row's clip factor for its low-precision scale (see `search_clip`).
+    Attributes:
+        clip: (rows,) each row's clip factor for its low-precision scale (see `search_clip`).
+        log_range: (rows,) learned logarithms of the magnitude of each row's largest code at high precision; None where
+            that is the row's largest magnitude.
     """
 
     clip: Tensor
+    log_range: nn.Parameter | None
 
     def __init__(self, rows: int, inputs: int, *, weight_bits: tuple[int, int]) -> None:
         super().__init__()
@@ -47,14 +67,23 @@ class ElasticLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(rows))
         nn.init.xavier_uniform_(self.weight)
         self.register_buffer("clip", torch.ones(rows))
+        self.register_parameter("log_range", None)
         self.refresh_clip()
 
+    def ranges(self, rows: int | None = None) -> Tensor:
+        """Magnitudes of the largest codes at high precision of all rows, or of the first `rows`, (rows,)."""
+        return row_ranges(self.weight[:rows]) if self.log_range is None else self.log_range.exp()[:rows]
+
+    def scales(self, rows: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scales of all rows, or of the first `rows`, at high and at low precision, both (rows,)."""
+        return row_scales(self.ranges(rows), self.clip[:rows], low_bits=self.low_bits, high_bits=self.high_bits)
+
     def refresh_clip(self) -> None:
-        """Searches the clip factors again for the weights as they are now."""
-        self.clip.copy_(search_clip(self.weight, low_bits=self.low_bits))
+        """Searches the clip factors again for the weights and ranges as they are now."""
+        self.clip.copy_(search_clip(self.weight, self.ranges().detach(), low_bits=self.low_bits))
 
     def active(self, plan: LinearPlan, input_scale: Tensor) -> Linear:
-        """The effective slice, for an input of that scale; gradients reach the full tensors straight through.
+        """The effective slice, for an input of that scale; gradients reach the full tensors.
 
         Quantizes no more than the slice: the cheapest way if the weights serve one subnet (see `QuantizedOnce`).
         """
@@ -67,36 +96,34 @@ class ElasticLinear(nn.Module):
 
     def codes(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
         """Integer codes (rows, inputs) as int8 and scales (rows,) of the active slice."""
-        scale, limit = self._scale_and_limit(plan)
+        scale, limit = (tensor.detach() for tensor in self._scale_and_limit(plan))
         weight = self.weight.detach()[: plan.rows, : plan.inputs]
         return quantize(weight, scale[:, None], limit[:, None]).to(torch.int8), scale
 
     def stores(self) -> tuple[Tensor, Tensor]:
         """The two integer stores: all rows at high and all rows at low precision, int8 (rows, inputs)."""
-        scales = row_scales(self.weight, self.clip, low_bits=self.low_bits, high_bits=self.high_bits)
         high, low = (
-            quantize(self.weight.detach(), scale[:, None], float(qmax(bits))).to(torch.int8)
-            for scale, bits in zip(scales, (self.high_bits, self.low_bits), strict=True)
+            quantize(self.weight.detach(), scale.detach()[:, None], float(qmax(bits))).to(torch.int8)
+            for scale, bits in zip(self.scales(), (self.high_bits, self.low_bits), strict=True)
         )
         return high, low
 
     @torch.no_grad()
-    def dequantized_stores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def dequantized_stores(self) -> tuple[Quantized, Quantized, tuple[Tensor, Tensor]]:
         """All rows at high and all at low precision (rows, inputs), as `code * scale`, and both scales (rows,)."""
-        high, low = row_scales(self.weight, self.clip, low_bits=self.low_bits, high_bits=self.high_bits)
-        return (
-            fake_quantize(self.weight, high[:, None], float(qmax(self.high_bits))),
-            fake_quantize(self.weight, low[:, None], float(qmax(self.low_bits))),
-            high,
-            low,
+        scales = self.scales()
+        high, low = (
+            Quantized(fake_quantize(self.weight, scale[:, None], float(qmax(bits))), None)
+            if self.log_range is None
+            else value_and_slope(self.weight, scale[:, None], float(qmax(bits)))
+            for scale, bits in zip(scales, (self.high_bits, self.low_bits), strict=True)
         )
+        return high, low, scales
 
     def _scale_and_limit(self, plan: LinearPlan) -> tuple[Tensor, Tensor]:
-        n = plan.rows
-        high, low = row_scales(self.weight[:n], self.clip[:n], low_bits=self.low_bits, high_bits=self.high_bits)
-        is_high = _is_high(n, plan.group, plan.high, self.weight.device)
+        is_high = _is_high(plan.rows, plan.group, plan.high, self.weight.device)
         limit = torch.where(is_high, float(qmax(self.high_bits)), float(qmax(self.low_bits)))
-        return torch.where(is_high, high, low), limit
+        return torch.where(is_high, *self.scales(plan.rows)), limit
 
 
 class Weights(Protocol):
@@ -126,26 +153,35 @@ class QuantizedOnce:
     """
 
     def __init__(self) -> None:
-        self._stores: dict[ElasticLinear, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._stores: dict[ElasticLinear, tuple[Quantized, Quantized, tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
         """See `Weights`."""
         if linear not in self._stores:
             self._stores[linear] = linear.dequantized_stores()
-        high, low, high_scale, low_scale = self._stores[linear]
+        high, low, scales = self._stores[linear]
         n, k = plan.rows, plan.inputs
-        if plan.rows_high in (0, n):
-            value, scale = (high[:n, :k], high_scale[:n]) if plan.high else (low[:n, :k], low_scale[:n])
-        elif plan.group == n:
-            value = torch.cat([high[: plan.high, :k], low[plan.high : n, :k]])
-            scale = torch.cat([high_scale[: plan.high], low_scale[plan.high : n]])
-        else:
-            is_high = _is_high(n, plan.group, plan.high, high.device)
-            value = torch.where(is_high[:, None], high[:n, :k], low[:n, :k])
-            scale = torch.where(is_high, high_scale[:n], low_scale[:n])
+        if linear.log_range is not None:
+            scales = linear.scales(n)  # again: the subnets share values, but no graph
+        scale = _rows(plan, *scales)
         # Contiguous, as the values of `quantized` are: products of strided matrices may be summed in another order.
-        weight = straight_through(linear.weight[:n, :k], value.contiguous())
+        value = _rows(plan, high.value[:, :k], low.value[:, :k]).contiguous()
+        slope = None
+        if high.slope is not None and low.slope is not None:
+            slope = _rows(plan, high.slope[:, :k], low.slope[:, :k])
+        weight = straight_through(linear.weight[:n, :k], scale[:, None], Quantized(value, slope))
         return Linear(weight, round_bias(linear.bias[:n], scale, input_scale))
+
+
+def _rows(plan: LinearPlan, high: Tensor, low: Tensor) -> Tensor:
+    """The active rows, each from the tensor of its precision: (rows, ...) of two tensors with as many rows or more."""
+    n = plan.rows
+    if plan.rows_high in (0, n):
+        return high[:n] if plan.high else low[:n]
+    if plan.group == n:
+        return torch.cat([high[: plan.high], low[plan.high : n]])
+    is_high = _is_high(n, plan.group, plan.high, high.device)
+    return torch.where(is_high if high.dim() == 1 else is_high[:, None], high[:n], low[:n])
 
 
 class ElasticNorm(nn.Module):
@@ -313,6 +349,26 @@ class SupernetViT(nn.Module):
 
     def refresh_clips(self) -> None:
         """Searches the clip factors of all low-precision rows again; once an epoch is enough."""
+        for linear in self._linears():
+            linear.refresh_clip()
+
+    def learn_scales(self) -> None:
+        """Makes the scales of rows and activations parameters, which start as those measured now.
+
+        To be called once, before there is an optimizer. Vectors, which weight decay leaves alone as it does biases.
+        """
+        for linear in self._linears():
+            linear.log_range = nn.Parameter(linear.ranges().log())
         for module in self.modules():
-            if isinstance(module, ElasticLinear):
-                module.refresh_clip()
+            if isinstance(module, ActivationSites):
+                module.learn_scale()
+
+    @torch.no_grad()
+    def measure_rows(self) -> None:
+        """Sets learned scales of rows to those of the weights as they are; does nothing where they are measured."""
+        for linear in self._linears():
+            if linear.log_range is not None:
+                linear.log_range.copy_(row_ranges(linear.weight).log())
+
+    def _linears(self) -> Iterator[ElasticLinear]:
+        return (module for module in self.modules() if isinstance(module, ElasticLinear))

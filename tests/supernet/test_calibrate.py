@@ -87,8 +87,8 @@ def test_calibration_follows_the_float_network_whatever_the_scales_were(make_spa
 def test_clips_weigh_inputs_by_their_squares():
     # The outlier's input is always 0, so that the row need not keep its weight.
     weight = torch.tensor([[0.3, -0.2, 0.1, 0.25, 1.0]])
-    assert search_clip(weight, low_bits=4, inputs=torch.tensor([1.0, 1, 1, 1, 0])) <= 0.35
-    assert search_clip(weight, low_bits=4, inputs=torch.tensor([1.0, 1, 1, 1, 100])) == 1
+    assert search_clip(weight, torch.ones(1), low_bits=4, inputs=torch.tensor([1.0, 1, 1, 1, 0])) <= 0.35
+    assert search_clip(weight, torch.ones(1), low_bits=4, inputs=torch.tensor([1.0, 1, 1, 1, 100])) == 1
 
 
 def test_a_recalibrated_subnet_has_its_own_ranges_and_rounded_biases(make_space, make_supernet):

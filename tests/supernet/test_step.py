@@ -185,7 +185,10 @@ class Threads(Workers):
         tensor.copy_(torch.maximum(*self.exchanged(tensor.clone())))
 
 
-def test_two_workers_find_the_conflicts_of_one(supernet):
+@pytest.mark.parametrize("learned", [False, True])
+def test_two_workers_find_the_conflicts_of_one(supernet, learned):
+    if learned:
+        supernet.learn_scales()
     barrier, told = threading.Barrier(2, timeout=60), {}
 
     def share(rank):

@@ -17,6 +17,17 @@ def random_subnet(space, seed):
     return space.decode(space.sample(np.random.default_rng(seed), 1)[0])
 
 
+def with_learned_scales(model, seed):
+    """The model with scales that have been learned: at random, so that rows and activations are clipped."""
+    model.learn_scales()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("log_range", "log_gain")):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 def elastic_linears(model, subnet):
     """Each linear of the supernet that `subnet` uses, with its plan."""
     yield model.patch_embed, patch_plan(subnet)
@@ -28,10 +39,12 @@ def elastic_linears(model, subnet):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_codes_of_any_subnet_are_slices_of_the_two_stores(make_space, make_supernet, seed):
+@given(seed=st.integers(0, 2**32 - 1), learned=st.booleans())
+def test_codes_of_any_subnet_are_slices_of_the_two_stores(make_space, make_supernet, seed, learned):
     space = make_space()
     model = make_supernet(space)
+    if learned:
+        with_learned_scales(model, seed)
     for linear, plan in elastic_linears(model, random_subnet(space, seed)):
         codes, scale = linear.codes(plan)
         high, low = linear.stores()
@@ -48,10 +61,12 @@ def test_codes_of_any_subnet_are_slices_of_the_two_stores(make_space, make_super
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), layer_scale=st.sampled_from([None, 0.3]))
-def test_an_extracted_subnet_gives_the_outputs_of_the_supernet(make_space, make_supernet, seed, layer_scale):
+@given(seed=st.integers(0, 2**32 - 1), layer_scale=st.sampled_from([None, 0.3]), learned=st.booleans())
+def test_an_extracted_subnet_gives_the_outputs_of_the_supernet(make_space, make_supernet, seed, layer_scale, learned):
     space = make_space()
     model = make_supernet(space, layer_scale=layer_scale)
+    if learned:
+        with_learned_scales(model, seed)
     subnet = random_subnet(space, seed)
     x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     standalone = extract(model, subnet)
@@ -243,10 +258,12 @@ def test_positions_and_images_are_resized_only_where_needed():
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_weights_quantized_once_are_those_of_each_subnet_bit_for_bit(make_space, make_supernet, seed):
+@given(seed=st.integers(0, 2**32 - 1), learned=st.booleans())
+def test_weights_quantized_once_are_those_of_each_subnet_bit_for_bit(make_space, make_supernet, seed, learned):
     space = make_space()
     model = make_supernet(space)
+    if learned:
+        with_learned_scales(model, seed)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     once = QuantizedOnce()
     for subnet in (space.largest(), random_subnet(space, seed), space.smallest()):
@@ -256,6 +273,7 @@ def test_weights_quantized_once_are_those_of_each_subnet_bit_for_bit(make_space,
             logits = model(x, subnet, weights=weights)
             logits.square().sum().backward()
             gradients.append((logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)))
+            assert not learned or model.head.log_range.grad.any()
         assert len(gradients[0]) == len(gradients[1])
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
