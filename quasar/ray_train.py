@@ -1,8 +1,4 @@
-"""`quasar train --workers N`: the workers of `supernet.parallel`, started by Ray Train on this machine or on a cluster.
-
-The cluster is the one at RAY_ADDRESS, or else one that is started here and ends with the command. Its machines need
-the package with its extra `ray`, and must see the data, the working directory and the run folder at the same paths.
-"""
+"""`quasar train --workers N`: the workers of `supernet.parallel`, started by Ray Train."""
 
 from __future__ import annotations
 
@@ -12,16 +8,9 @@ from typing import Any
 
 from hwmodel.errors import QuasarError, UsageError
 from quasar.config import RunConfig
+from quasar.ray_cluster import cluster, first_line
 from quasar.run_folder import RunFolder
 from supernet.evaluate import Evaluation
-
-
-def check_ray() -> None:
-    """Raises `UsageError`, with what to install, if Ray is missing."""
-    try:
-        import ray.train.torch  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"--workers needs Ray ({error}); install it with: pip install 'quasar-nas[ray]'") from None
 
 
 def train_on_ray(run: RunFolder, config: RunConfig, *, workers: int) -> dict[str, Evaluation]:
@@ -31,34 +20,27 @@ def train_on_ray(run: RunFolder, config: RunConfig, *, workers: int) -> dict[str
         UsageError: more workers than the cluster has GPUs or, where it computes on those, CPU cores; errors of `train`.
         QuasarError: a worker ended, or the cluster cannot be reached.
     """
-    import ray
-    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(workers, os.cpu_count() or 1)}
-    try:
-        ray.init(include_dashboard=False if own else None, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise QuasarError(f"Ray cannot be reached: {_first_line(error)}") from error
-    try:
-        has = ray.cluster_resources()
+    with cluster(cpus=max(workers, os.cpu_count() or 1), worker_output=True) as has:
         use_gpu = config.compute == "cuda" or (config.compute == "auto" and has.get("GPU", 0) > 0)
         kind, devices = ("GPUs", has.get("GPU", 0)) if use_gpu else ("CPU cores", has.get("CPU", 0))
         if workers > devices:
             raise UsageError(f"--workers {workers}: the Ray cluster has {devices:.0f} {kind}; ask for at most as many")
-        result = TorchTrainer(
+        trainer = TorchTrainer(
             _work,
             train_loop_config={"config": config, "folder": str(run.path.resolve()), "directory": str(Path.cwd())},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RayRunConfig(
                 storage_path=str((run.train / "ray").resolve()), failure_config=FailureConfig(max_failures=0)
             ),
-        ).fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    finally:
-        ray.shutdown()
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _cause(error) from error
     probes: dict[str, Evaluation] = result.return_value
     return probes
 
@@ -89,8 +71,4 @@ def _cause(error: Exception) -> QuasarError:
             if isinstance(cause, QuasarError):
                 return cause
     rank, failure = next(iter(sorted(failures.items())), (None, error))
-    return QuasarError(f"training: worker {rank} has ended ({_first_line(failure)}); start again with --resume")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+    return QuasarError(f"training: worker {rank} has ended ({first_line(failure)}); start again with --resume")
