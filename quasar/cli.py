@@ -111,9 +111,11 @@ def train(
         return _dry_run(settings, as_json=as_json)
     opened = open_run(settings, resume=resume, overwrite=overwrite)
     if workers is not None:
-        from quasar.ray_train import check_ray, train_on_ray
+        from quasar.ray_cluster import check_ray
 
-        check_ray()
+        check_ray("--workers", "ray.train.torch")
+        from quasar.ray_train import train_on_ray
+
         pipeline.check_names(settings)
         with opened as run:
             probes = train_on_ray(run, settings, workers=workers)
@@ -141,6 +143,37 @@ def _dry_run(settings: RunConfig, *, as_json: bool) -> dict[str, Any]:
         raise typer.Exit()
     if not as_json:
         summary.print_dry_run(document)
+    return document
+
+
+@app.command()
+@command
+def tune(
+    config: Config,
+    sweep: Annotated[Path, typer.Argument(help="Sweep file (YAML): what to vary, and how many trials.")],
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Search training settings with Ray Tune: Optuna chooses them, ASHA stops poor trials; here or at RAY_ADDRESS."""
+    from quasar.config import load_config
+    from quasar.sweep import check_sweep, load_sweep
+
+    settings = load_config(config, overrides or ())
+    plan = load_sweep(sweep)
+    check_sweep(plan, settings, source=str(sweep))  # a mistake shows before Ray and torch load
+    from quasar.ray_cluster import check_ray
+
+    check_ray("quasar tune", "ray.tune")
+    from quasar import summary
+    from quasar.tune import tune as run_trials
+
+    document = run_trials(settings, plan, source=str(sweep), resume=resume, overwrite=overwrite)
+    if not as_json:
+        summary.print_tune(document)
     return document
 
 

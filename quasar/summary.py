@@ -165,6 +165,35 @@ def print_dry_run(document: Mapping[str, Any]) -> None:
     )
 
 
+def print_tune(document: Mapping[str, Any], *, rows: int = 10) -> None:
+    """The best trials of a sweep, why others failed, and what to do with the best one."""
+    trials = document["trials"]
+    keys = list(trials[0]["parameters"])
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len(set(short)) == len(keys) else keys
+    table = _table("trial", document["metric"].replace("_", " "), "epochs", "ended", *names)
+    for trial in trials[:rows]:
+        table.add_row(
+            str(trial["trial"]),
+            "–" if trial["value"] is None else f"{trial['value']:.2%}",
+            str(trial["epochs"]),
+            {"stopped": "stopped early"}.get(trial["state"], trial["state"]),
+            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial["parameters"].values()),
+        )
+    console = _console()
+    console.print(table)
+    states = Counter(trial["state"] for trial in trials)
+    console.print(", ".join(f"{states[state]} {state}" for state in states) + f" of {len(trials)} trials", style="dim")
+    for cause, number in Counter(trial["cause"] for trial in trials if trial["cause"]).most_common(rows):
+        console.print(f"failed, {number} of them: {cause}", highlight=False, soft_wrap=True)
+    if document["importance"]:
+        shares = (f"{key} {share:.0%}" for key, share in document["importance"].items())
+        console.print(f"share of the variance of finished trials: {', '.join(shares)}", highlight=False)
+    print(f"best:    {document['config']}")
+    print(f"picture: {Path(document['folder'], 'tune.png')}")
+    print(f"next:    {program()} train {document['config']}")
+
+
 def print_rank(document: Mapping[str, Any]) -> None:
     """How well inherited results order subnets as trainings of their own do, beside latency and another seed."""
     table = _table(
