@@ -38,7 +38,8 @@ def cluster(*, cpus: int, worker_output: bool) -> Iterator[Mapping[str, float]]:
     """
     import ray
 
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": cpus}
+    # Without "local", Ray would take a cluster that someone started on this machine for the one that is meant.
+    own = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "num_cpus": cpus}
     quiet = {} if worker_output else {"log_to_driver": False, "logging_level": "ERROR"}
     with redirect_stdout(sys.stderr):
         try:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from quasar.config import load_config
 from quasar.pipeline import check_names
+from quasar.ray_cluster import cluster
 from quasar.sweep import Range, Sweep, check_sweep, distributions, load_sweep, parameter_keys, settings
 from quasar.tune_journal import Journal
 
@@ -326,6 +327,20 @@ def test_a_folder_is_new_continued_or_replaced(tune, config, here):
     for flags in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(UsageError, match="is not the folder of a sweep but holds files"):
             opened(**flags)
+
+
+@pytest.mark.parametrize(("address", "expected"), [(None, {"address": "local", "num_cpus": 3}), ("10.0.0.1:6379", {})])
+def test_only_ray_address_names_a_cluster_of_others(monkeypatch, address, expected):
+    ray = pytest.importorskip("ray")
+    calls = []
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with cluster(cpus=3, worker_output=True) as has:
+        assert has == {"CPU": 3.0}
+    assert {key: calls[0][key] for key in calls[0] if key != "include_dashboard"} == expected
 
 
 class Sweeping:
