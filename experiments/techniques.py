@@ -1,7 +1,7 @@
 """What each technique of the supernet is worth on CIFAR-10, at equal CPU-seconds.
 
-    python experiments/techniques.py ROWS [--cpu-seconds 100] [--seeds 0 1 2] [--only NAME …] \
-        data.name=cifar10 data.root=/path/to/cifar-10-batches-py [supernet.init_from=/path/to/vit_tiny.safetensors]
+    python experiments/techniques.py ROWS data.root=/path/to/cifar-10-batches-py \
+        [supernet.init_from=/path/to/vit_tiny.safetensors] [--cpu-seconds 100] [--seeds 0 1 2] [--only NAME …]
 
 Most variants change one thing of experiments/cifar10-warm.yaml, which starts from an ImageNet ViT-Tiny; those of layer
 scaling start from random weights, by experiments/cifar10-small.yaml. Keys can be overridden at the end of the command.
@@ -11,7 +11,7 @@ after the last one. The last line printed is JSON, with means and standard devia
 
 Accuracies are in per cent, on the first `IMAGES` images of the validation split: the largest subnet, the smallest, and
 the mean of `RANDOM` random ones of the variant's space. For the three kinds of precision, `at` is the accuracy of the
-subnets that a search finds under each latency target (`SEARCH` evaluations) on `TEST` test images, and `within` the
+subnets that a search of `SEARCH` evaluations finds under each latency target, on `TEST` test images, and `within` the
 same where only the search is confined to a kind, in the supernet of the variant `flexible`.
 """
 
@@ -27,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ from supernet.evaluate import evaluate
 from supernet.functional import Linear
 from supernet.plan import LinearPlan
 from supernet.pretrained import prepare
-from supernet.quantize import search_clip
 from supernet.space import SearchSpace
 from supernet.standalone import extract
 from supernet.step import Step
@@ -52,7 +51,9 @@ from supernet.train import State, new_supernet
 from supernet.vit import ElasticLinear, SupernetViT
 
 FOLDER = Path(__file__).parent
-RANDOM, SEARCH, IMAGES, TEST, BATCH = 10, 40, 1000, 2000, 250
+RANDOM, IMAGES, BATCH = 8, 1000, 250
+#: of a search: evaluations, validation images in one, and test images for what it finds
+SEARCH, SEARCH_IMAGES, TEST = 30, 500, 1000
 #: of the timing: turns, of which the fastest counts, and steps in a turn
 TURNS, STEPS = 4, 8
 RATIOS = {"flexible": (0.0, 0.25, 0.5, 0.75, 1.0), "fixed-ratio": (0.5,), "per-layer": (0.0, 1.0)}
@@ -80,22 +81,27 @@ class SeparateLinear(ElasticLinear):
         rows, inputs = source.weight.shape
         super().__init__(rows, inputs, weight_bits=(source.low_bits, source.high_bits))
         self.load_state_dict(source.state_dict())
-        self.low_weight = torch.nn.Parameter(self.weight.detach().clone())
+        self.low_weight = torch.nn.Parameter(source.weight.detach().clone())
 
     def refresh_clip(self) -> None:
         """As in the base class, for the weights at 4 bits."""
-        weight = getattr(self, "low_weight", self.weight)  # the base class calls this before there are any
-        self.clip.copy_(search_clip(weight, low_bits=self.low_bits))
+        with self._rows(lambda own: getattr(self, "low_weight", own)):  # the base class calls this before they exist
+            super().refresh_clip()
 
     @contextlib.contextmanager
-    def _composed(self, plan: LinearPlan) -> Iterator[None]:
-        """Puts the rows of both in the place of the weight."""
-        own, is_high = self.weight, torch.arange(len(self.weight)) % plan.group < plan.high
-        self._parameters["weight"] = torch.where(is_high[:, None], own, self.low_weight)
+    def _rows(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Puts what `choose` makes of the weights at 8 bits in their place."""
+        own = self.weight
+        self._parameters["weight"] = choose(own)
         try:
             yield
         finally:
             self._parameters["weight"] = own
+
+    def _composed(self, plan: LinearPlan) -> contextlib.AbstractContextManager[None]:
+        """Puts the rows of both in the place of the weights."""
+        is_high = torch.arange(len(self.weight)) % plan.group < plan.high
+        return self._rows(lambda own: torch.where(is_high[:, None], own, self.low_weight))
 
     def active(self, plan: LinearPlan, input_scale: torch.Tensor) -> Linear:
         """As in the base class."""
@@ -126,9 +132,9 @@ class Training:
         share = config.train.warmup_epochs / config.train.epochs
         train = dataclasses.replace(config.train, epochs=10, warmup_epochs=10 * share)
         model = new_supernet(config.space, config.supernet, seed=seed)
+        prepare(model, config.supernet, split, seed=seed)
         if name == "separate":
             model = separated(model)
-        prepare(model, config.supernet, split, seed=seed)
         self.state = State.fresh(model, config=train, steps=steps // train.epochs)
         self.step = Step(model, self.state.optimizer, train, seed=seed)
         self.batches = self._batches(train.batch_size)
@@ -163,7 +169,7 @@ def at_targets(
             space=space,
             model=build_cost_model(config),
             config=dataclasses.replace(config.search, evaluations=SEARCH),
-            evaluator=lambda subnet: evaluate(extract(model, subnet), val, batch_size=BATCH, limit=IMAGES),
+            evaluator=lambda subnet: evaluate(extract(model, subnet), val, batch_size=BATCH, limit=SEARCH_IMAGES),
             journal=Path(folder) / "trials.jsonl",
             seed=seed,
             progress=lambda *_: None,
@@ -225,15 +231,18 @@ def summary(rows: list[dict]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path)
+    parser.add_argument("overrides", nargs="+", metavar="key=value")
     parser.add_argument("--cpu-seconds", type=float, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    given, overrides = parser.parse_known_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
     configs, splits = {}, {}
     for name, (recipe, changes) in VARIANTS.items():
         first = next(own for of, own in VARIANTS.values() if of == recipe)
-        own = [text for text in overrides if recipe == "cifar10-warm" or not text.startswith("supernet.init_from")]
+        own = [
+            text for text in given.overrides if recipe == "cifar10-warm" or not text.startswith("supernet.init_from")
+        ]
         configs[name] = config = load_config(FOLDER / f"{recipe}.yaml", [*first, *own, *changes])
         if recipe not in splits:
             size = config.space.image_size[-1]
