@@ -41,6 +41,8 @@ def dry_run(config: RunConfig, *, workers: Workers) -> dict[str, Any]:
     train, space = config.train, config.space
     workers.check(train.batch_size, train.accumulate)
     model = new_supernet(space, config.supernet, seed=config.seed).to(device)
+    if config.supernet.scales == "learned":
+        model.learn_scales()
     settings = train if train.distill.teacher is None else replace(train, distill=DistillConfig())
     state = State.fresh(model, config=settings, steps=1)
     images, size = train.batch_size // workers.count, space.image_size[-1]

@@ -119,11 +119,13 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Training of the supernet: AdamW with linear warm-up and a cosine to `min_lr`.
+    """Training of the supernet, with linear warm-up of the learning rate and a cosine to `min_lr`.
 
     Args:
         epochs: 0 only calibrates the activation scales of the initial weights.
         batch_size: images of one optimizer step.
+        optimizer: adamw, or muon (Jordan et al. 2024, as in timm): weight matrices take orthogonalized steps, of the size
+            that AdamW's have, so that similar `lr` fit; all else is AdamW's.
         float_epochs: first epochs, without quantization; the ranges of activations are followed all the same.
         accumulate: equal parts in which a batch goes through the network, one after the other: less memory, and the
             same gradient up to rounding.
@@ -147,6 +149,7 @@ class TrainConfig:
     epochs: int
     batch_size: int
     lr: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.05
     warmup_epochs: float = 5.0
     min_lr: float = 1e-5

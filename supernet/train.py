@@ -335,8 +335,8 @@ def train_epoch(
 def _optimizer_and_schedule(
     model: SupernetViT, config: TrainConfig, steps: int
 ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW, and the learning rate by step, with `steps` of them in an epoch."""
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    """The optimizer, and the learning rate by step, with `steps` of them in an epoch."""
+    optimizer = create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
     scheduler = CosineLRScheduler(
         optimizer,
         t_initial=max(1, steps * config.epochs),
@@ -384,14 +384,17 @@ def _check_same_run(start: Checkpoint, path: Path, about: _About) -> None:
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    # Muon notes in a plain bool which parameters are matrices.
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
+    }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], *, source: str) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = value.item() if value.dtype == torch.bool else value
     try:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (ValueError, KeyError) as error:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 SHARED = (
     "train.accumulate=2",
     "train.sampling.strategy=sandwich",
+    "train.sampling.project_conflicts=true",
     "train.distill.kind=kl",
     "train.mixup=0.8",
     "train.drop_path=0.1",

@@ -70,6 +70,16 @@ def test_training_learns_and_leaves_its_files(start, tmp_path, make_space, split
     assert best.best_accuracy == max(np.mean([result["accuracy"] for result in row["val"].values()]) for row in logged)
 
 
+def test_muon_turns_matrices_and_leaves_the_rest_to_adamw(start, space):
+    before = new_supernet(space, SupernetConfig(layer_scale=0.5), seed=0).state_dict()
+    config = dataclasses.replace(CONFIG, epochs=1, warmup_epochs=0, optimizer="muon")
+    checkpoint = Checkpoint.load(start(config=config).checkpoint)
+    names = {name.partition(".")[2] for name in checkpoint.optimizer}
+    assert {"momentum_buffer", "exp_avg", "use_muon"} <= names
+    kinds = [bool(value) for name, value in checkpoint.optimizer.items() if name.endswith("use_muon")]
+    assert kinds.count(True) == sum(name.endswith("weight") and value.ndim == 2 for name, value in before.items()) + 1
+
+
 def test_the_same_seed_gives_the_same_weights(start, tmp_path):
     first, second = (Checkpoint.load(start(folder=tmp_path / name).checkpoint) for name in "ab")
     other = Checkpoint.load(start(folder=tmp_path / "c", seed=1).checkpoint)
@@ -102,7 +112,10 @@ ALL = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(("stop_at", "config"), [(5, CONFIG), (25, CONFIG), (41, CONFIG), (25, ALL)])
+MUON = dataclasses.replace(CONFIG, optimizer="muon")
+
+
+@pytest.mark.parametrize(("stop_at", "config"), [(5, CONFIG), (25, CONFIG), (41, CONFIG), (25, ALL), (25, MUON)])
 def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(start, tmp_path, stop_at, config):
     whole = Checkpoint.load(start(folder=tmp_path / "whole", config=config).checkpoint)
     with pytest.raises(StopError):
