@@ -6,6 +6,7 @@ Latency is that of one image, from its first load to its last result; frames do 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
@@ -21,6 +22,9 @@ from hwmodel.energy import energy_counts, energy_mj
 from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.resources import Resources, demands, resources_of
 from hwmodel.workload import IntArray, Population, Workload
+
+#: about so many figures of parts are gathered together, so that they stay in the processor's cache
+CHUNK = 2**18
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -88,25 +92,84 @@ class CostBatch:
     fits: BoolArray
 
 
+class CostTable(Protocol):
+    """The costs of the parts of one population, worked out once for all networks that consist of them."""
+
+    def costs(self, parts: IntArray) -> CostBatch:
+        """The costs of N networks, given by the numbers of their parts (N, S)."""
+
+
 class CostModel(Protocol):
     """The cost of networks on one device.
 
-    Life cycle: a model is built once for a device (and, where there is one, an accelerator) and holds no state after
-    that: calls do not influence each other, and it can be pickled into worker processes. A search calls
-    `estimate_many` for every generation and `estimate` for the networks that it reports. Both must give the same
-    numbers for the same network, so a model derives one from the other. A network that does not fit still gets its
-    numbers; `violations` and `fits` tell.
+    Life cycle: a model is built once for a device and an accelerator (or a choice of them) and holds no state after
+    that: calls do not influence each other, and it can be pickled into worker processes. A search asks for a `table`
+    of all parts of its space once, then the table for every generation, and `estimate` for the networks that it
+    reports. All must give the same numbers for the same network. A network that does not fit still gets its numbers;
+    `violations` and `fits` tell.
     """
 
     @property
     def device(self) -> Device:
         """The device that the costs are for."""
 
+    @property
+    def designs(self) -> Sequence[FpgaCostModel]:
+        """The accelerators that a network may get, each as a model of its own; the one that it gets is among them.
+
+        Their buffers hold the largest networks, where the device can; `accelerator_for` has those of one network.
+        """
+
+    def accelerator_for(self, workload: Workload) -> AcceleratorConfig:
+        """The accelerator that a network gets."""
+
+    def table(self, population: Population) -> CostTable:
+        """The costs of the parts of a population."""
+
     def estimate(self, workload: Workload) -> CostEstimate:
         """The cost of one network, layer by layer."""
 
     def estimate_many(self, population: Population) -> CostBatch:
         """The costs of N networks."""
+
+
+class FpgaCostTable:
+    """What the parts of a population cost on one accelerator, in whole numbers that add up exactly.
+
+    `part_cycles` (U,) are the cycles of the parts; those of `part_too_wide` (U,) have rows that the LayerNorm unit of
+    no accelerator holds.
+    """
+
+    def __init__(self, terms: GemmTerms, accelerator: AcceleratorConfig, device: Device) -> None:
+        population = terms.population
+        of_gemms, of_vectors = energy_counts(terms)
+        cycles = population.gemm_parts(terms.cycles()[0])
+        cycles += population.vector_parts(vector_cycles(AcceleratorColumns.one(accelerator), population)[0])
+        energy = (*population.gemm_parts(of_gemms), population.vector_parts(of_vectors[0]))
+        v = population.vectors
+        normed = np.array([kind == "layernorm" for kind in v.kinds], dtype=np.bool_)
+        self.part_cycles = cycles
+        self.part_too_wide = population.vector_parts(normed & (v.width[0] > LARGEST_WIDTH) & (v.count[0] > 0)) > 0
+        misfit = (population.part_tokens() > accelerator.max_tokens) | self.part_too_wide
+        if accelerator.activations == "onchip":
+            misfit |= population.part_activation_bytes > accelerator.activation_buffer_bytes
+        self._terms, self._accelerator, self._device = terms, accelerator, device
+        self._figures = np.stack([cycles, *energy, misfit], axis=1)  # (U, 9)
+
+    def costs(self, parts: IntArray) -> CostBatch:
+        """See `CostTable`."""
+        step = max(1, CHUNK // (parts.shape[1] * self._figures.shape[1]))
+        sums = [
+            self._figures.take(parts[start : start + step], axis=0).sum(axis=1) for start in range(0, len(parts), step)
+        ]
+        cycles, *energy, misfit = np.concatenate(sums).T if sums else np.zeros((self._figures.shape[1], 0), np.int64)
+        latency_ms = cycles / (self._accelerator.clock_mhz * 1e3)
+        return CostBatch(
+            cycles=cycles,
+            latency_ms=latency_ms,
+            energy_mj=energy_mj(self._terms, energy[:6], energy[6], self._device.energy, latency_ms),
+            fits=misfit == 0,
+        )
 
 
 class FpgaCostModel:
@@ -120,28 +183,22 @@ class FpgaCostModel:
         exceeded = (demand.violation for demand in demands(self._columns, device))
         self._violations = tuple(sentence for sentence in exceeded if sentence is not None)
 
+    @property
+    def designs(self) -> tuple[FpgaCostModel]:
+        """This model: all networks share its accelerator."""
+        return (self,)
+
+    def accelerator_for(self, workload: Workload) -> AcceleratorConfig:
+        """The one accelerator, whatever the network."""
+        return self.accelerator
+
+    def table(self, population: Population) -> FpgaCostTable:
+        """The costs of parts; raises `UsageError` for bits or operations that the accelerator lacks."""
+        return FpgaCostTable(GemmTerms(self._columns, population), self.accelerator, self.device)
+
     def estimate_many(self, population: Population) -> CostBatch:
-        """The costs of N networks; raises `UsageError` for bits or operations that the accelerator lacks."""
-        terms = GemmTerms(self._columns, population)
-        of_gemms, of_vectors = energy_counts(terms)
-        cycles = population.gemm_totals(terms.cycles()[0])
-        cycles += population.vector_totals(vector_cycles(self._columns, population)[0])
-        latency_ms = cycles / (self.accelerator.clock_mhz * 1e3)
-        g, config = population.gemms, self.accelerator
-        fits = population.gemm_totals(((g.tokens > config.max_tokens) & (g.count > 0))[0]) == 0
-        v = population.vectors
-        normed = np.array([kind == "layernorm" for kind in v.kinds], dtype=np.bool_)
-        too_wide = normed & (v.width[0] > LARGEST_WIDTH) & (v.count[0] > 0)
-        fits &= population.vector_totals(too_wide) == 0
-        if config.activations == "onchip":
-            fits &= population.activation_bytes() <= config.activation_buffer_bytes
-        sums = population.gemm_totals(of_gemms), population.vector_totals(of_vectors[0])
-        return CostBatch(
-            cycles=cycles,
-            latency_ms=latency_ms,
-            energy_mj=energy_mj(terms, *sums, self.device.energy, latency_ms),
-            fits=fits,
-        )
+        """The costs of N networks; same errors."""
+        return self.table(population).costs(population.parts)
 
     def estimate(self, workload: Workload) -> CostEstimate:
         """The cost of one network: the same numbers as its entry of `estimate_many`; same errors."""

@@ -12,10 +12,11 @@ Designs are ordered by the SUM of the networks' latencies, then by fewer DSPs, t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,11 +93,10 @@ def explore(
         raise UsageError(f"clock_mhz {clock:g} exceeds {device.max_clock_mhz:g}, the most that {device.name} supports")
     grid = design_grid(workloads, device, clock_mhz=clock, backend=backend, array=array, activations=activations)
     columns = grid.columns()
-    # How full the most exceeded limit is, for every design: above 1, the design does not fit.
-    fullness = np.max([grid.flat(_fullness(demand)) for demand in demands(columns, device)], axis=0)
-    fitting = np.flatnonzero(fullness <= 1)
+    full = grid.flat(fullness(columns, device))
+    fitting = np.flatnonzero(full <= 1)
     if not fitting.size:
-        nearest = grid.config(int(fullness.argmin()))
+        nearest = grid.config(int(full.argmin()))
         sentences = [d.violation for d in demands(AcceleratorColumns.one(nearest), device) if d.violation]
         raise InfeasibleError(
             f"no accelerator fits {device.name}; the nearest has {nearest.array_rows} x {nearest.array_inputs} DSPs "
@@ -151,6 +151,31 @@ def design_grid(
     activations: str = "onchip",
 ) -> DesignGrid:
     """All designs that `explore` compares, whether they fit or not; same arguments and errors."""
+    return sized_grid(
+        device,
+        tokens=max((gemm.tokens for workload in workloads for gemm in workload.gemms), default=1),
+        activation_bytes=max(workload.activation_bytes for workload in workloads),
+        clock_mhz=clock_mhz,
+        backend=backend,
+        array=array,
+        activations=activations,
+    )
+
+
+def sized_grid(
+    device: Device,
+    *,
+    tokens: int,
+    activation_bytes: int,
+    clock_mhz: float,
+    backend: str | None = None,
+    array: tuple[int, int] | None = None,
+    activations: str = "onchip",
+) -> DesignGrid:
+    """`design_grid` for networks of at most so many tokens and bytes of activations.
+
+    The size changes buffers alone: a position in the grid has the same array, backend, streams and lanes for any size.
+    """
     if activations not in ACTIVATION_PLACES:
         raise unknown_name("activations", activations, ACTIVATION_PLACES)
     # Shapes beyond the part's DSPs cannot fit; the smallest stays, to say by how much nothing does.
@@ -168,8 +193,6 @@ def design_grid(
     sustained = 8000 * device.ddr_gb_per_s * device.ddr_efficiency
     while widths[0] % 16 == 0 and (1 if activations == "onchip" else 4) * widths[0] * clock_mhz > sustained:
         widths.insert(0, widths[0] // 2)
-    tokens = max((gemm.tokens for workload in workloads for gemm in workload.gemms), default=1)
-    onchip_bytes = max(workload.activation_bytes for workload in workloads)
     # On chip the array reads its own width from the activation buffer, whatever the activation stream's width.
     onchip = activations == "onchip"
     axes: list[list[dict[str, Any]]] = [
@@ -177,7 +200,7 @@ def design_grid(
             {
                 "array_rows": rows,
                 "array_inputs": inputs,
-                "activation_buffer_bytes": onchip_bytes if onchip else 2 * tokens * inputs,
+                "activation_buffer_bytes": activation_bytes if onchip else _tiles_bytes(tokens, inputs),
             }
             for rows, inputs in shapes
         ],
@@ -191,6 +214,21 @@ def design_grid(
     for choices in axes:
         first |= choices[0]
     return DesignGrid(first=AcceleratorConfig(**first), axes=axes)
+
+
+def resized(accelerators: AcceleratorColumns, *, tokens: int, activation_bytes: int) -> AcceleratorColumns:
+    """The same designs with the buffers that `sized_grid` gives them for this size of networks."""
+    tiles = _tiles_bytes(tokens, accelerators.array_inputs)
+    return dataclasses.replace(
+        accelerators,
+        max_tokens=tokens,
+        activation_buffer_bytes=np.where(np.asarray(accelerators.ddr_activations) == 1, tiles, activation_bytes),
+    )
+
+
+def _tiles_bytes(tokens: int, inputs: Any) -> Any:
+    """Two tiles of the activations of `tokens` tokens, streamed from memory."""
+    return 2 * tokens * inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,9 +273,29 @@ class DesignGrid:
                     figures[name] = values.reshape(*(-1 if a == axis else 1 for a in range(len(self.axes))), 1)
         return AcceleratorColumns(**figures)
 
+    def part_cycles(self, population: Population, *, together: int) -> Iterator[IntArray]:
+        """Cycles of the parts (U,) of a population on every design, for about `together` figures at a time: (C, U)."""
+        columns, g = self.columns(), population.gemms
+        # Most products occur in many parts: each is computed once.
+        figures = np.concatenate([g.tokens, g.inputs, g.rows_high, g.rows_low, g.count])
+        _, index, inverse = np.unique(figures, axis=1, return_index=True, return_inverse=True)
+        different = dataclasses.replace(population, gemms=g.some(index))
+        vectors = population.vector_parts(vector_cycles(columns, population))
+        parts, others = vectors.shape[-1], self.shape[1:]
+        step = max(1, together // (math.prod(others) * parts))
+        for start in range(0, self.shape[0], step):
+            some = _some(columns, slice(start, start + step))
+            cycles = population.gemm_parts(gemm_cycles(some, different).take(inverse, axis=-1)) + vectors
+            yield np.broadcast_to(cycles, (len(cycles), *others, parts)).reshape(-1, parts)
+
     def flat(self, figures: Any) -> NDArray[Any]:
         """Figures that broadcast to the grid and a last axis of size 1, for every design in order."""
         return np.broadcast_to(figures, (*self.shape, 1)).reshape(-1)
+
+
+def fullness(accelerators: AcceleratorColumns, device: Device) -> FloatLike:
+    """How full the most exceeded limit of `device` is, for each accelerator: above 1, it does not fit."""
+    return functools.reduce(np.maximum, map(_fullness, demands(accelerators, device)))
 
 
 def _fullness(demand: Demand) -> FloatLike:

@@ -114,6 +114,19 @@ class GemmColumns:
         """Bits of the stored weights of each product, each row at its own precision, (1, G)."""
         return self.inputs * (self.rows_high * high_bits + self.rows_low * low_bits) * (self.count * self.stored)
 
+    def some(self, index: IntArray) -> GemmColumns:
+        """The products at these positions (G',)."""
+        return GemmColumns(
+            names=tuple([self.names[i] for i in index.tolist()]),
+            kinds=tuple([self.kinds[i] for i in index.tolist()]),
+            stored=self.stored[:, index],
+            tokens=self.tokens[:, index],
+            inputs=self.inputs[:, index],
+            rows_high=self.rows_high[:, index],
+            rows_low=self.rows_low[:, index],
+            count=self.count[:, index],
+        )
+
     @staticmethod
     def joined(tables: Sequence[GemmColumns]) -> GemmColumns:
         """The products of several tables in one."""
@@ -234,6 +247,21 @@ class Population:
             low_bits=self.low_bits,
             act_bits=self.act_bits,
         )
+
+    def gemm_parts(self, figures: IntArray) -> IntArray:
+        """A figure of each product, (..., G), added up for each part in exact integers, (..., U)."""
+        return _sums(figures, self.gemm_starts)
+
+    def vector_parts(self, figures: IntArray) -> IntArray:
+        """A figure of each vector operation, (..., V), added up for each part in exact integers, (..., U)."""
+        return _sums(figures, self.vector_starts)
+
+    def part_tokens(self) -> IntArray:
+        """The most tokens that a product of each part has, shape (U,); 0 without products."""
+        most = np.zeros(len(self.part_activation_bytes), dtype=np.int64)
+        owners = np.repeat(np.arange(len(most)), np.diff(self.gemm_starts))
+        np.maximum.at(most, owners, (self.gemms.tokens * (self.gemms.count > 0))[0])
+        return most
 
     def gemm_totals(self, figures: IntArray) -> IntArray:
         """A figure of each product, (..., G), added up for each network in exact integers, (..., N)."""
