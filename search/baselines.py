@@ -12,8 +12,9 @@ from itertools import product
 import numpy as np
 
 from hwmodel.cost import CostModel
+from search.bounds import figures_of
 from search.config import SearchConfig
-from search.limits import costs_function, figures_of
+from search.limits import costs_function
 from supernet.space import BLOCK_GENES, GLOBAL_GENES, Genotypes, SearchSpace
 from supernet.subnet import LINEARS
 

@@ -1,8 +1,7 @@
 """Limits before search: what candidates cost against their limits, and which targets no subnet can meet.
 
-All figures of a subnet add up over its layers, so the smallest and the largest subnet in each of them is found as in
-`search.bounds`, without enumeration; figures in bytes to within the rounding of a byte. Each limit is proven on its
-own. Limits that can be met one by one but not together are found out by the search, which gives up within a bound.
+The least of each figure over a space is known without enumeration (`search.bounds`). Each limit is proven on its own.
+Limits that can be met one by one but not together are found out by the search, which gives up within a bound.
 """
 
 from __future__ import annotations
@@ -10,28 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from hwmodel.cost import CostModel
 from hwmodel.device import Device
-from search.algorithm import Costs, CostsOf, FloatArray
-from search.bounds import MIXER_GENES, MLP_GENES, LatencyBounds, _variants, latency_bounds
+from search.algorithm import Costs, CostsOf
+from search.bounds import FIGURES, LatencyBounds, extremes, latency_bounds
 from search.config import Limits, Target
-from supernet.lowering import lower, lower_many
-from supernet.space import GLOBAL_GENES, Genotypes, SearchSpace
+from search.parts import SpaceParts
+from supernet.lowering import lower
+from supernet.space import Genotypes, SearchSpace
 
-#: figures of a subnet, in the order of tables, with their units
-FIGURES: Mapping[str, str] = {
-    "latency_ms": "ms",
-    "fps": "FPS",
-    "energy_mj": "mJ",
-    "weight_bytes": "bytes",
-    "macs": "MAC",
-}
 #: figures that limits hold for, beside the latency: a limit and the subnet that is smallest in it
 _LIMITED = ("energy_mj", "weight_bytes")
 #: what the fastest subnet does with its time, and what would help
@@ -44,35 +34,29 @@ _REMEDIES = {
 }
 
 
-def figures_of(space: SearchSpace, model: CostModel, genotypes: Genotypes) -> dict[str, FloatArray]:
-    """All `FIGURES` of canonical genotypes (N, G), each of shape (N,)."""
-    population = lower_many(space.arrays(genotypes))
-    batch = model.estimate_many(population)
-    return {
-        "latency_ms": batch.latency_ms,
-        "fps": 1000 / batch.latency_ms,
-        "energy_mj": batch.energy_mj,
-        "weight_bytes": population.weight_bytes().astype(np.float64),
-        "macs": population.macs().astype(np.float64),
-    }
-
-
 def costs_function(space: SearchSpace, model: CostModel, limits: Limits) -> CostsOf:
     """The function that an algorithm asks for the costs of its candidates."""
     limit_ms = limits.limit_ms
+    parts = SpaceParts.of(space)
+    population = parts.population
+    table = model.table(population)
+    weight_bits = population.gemm_parts(
+        population.gemms.weight_bits(high_bits=population.high_bits, low_bits=population.low_bits)[0]
+    )
 
     def costs_of(genotypes: Genotypes) -> Costs:
         if len(genotypes) == 0:
             return Costs(latency_ms=np.zeros(0), overrun=np.zeros(0))
-        population = lower_many(space.arrays(genotypes))
-        batch = model.estimate_many(population)
+        numbers = parts.numbers(genotypes)
+        batch = table.costs(numbers)
         overrun = np.where(batch.fits, 0.0, np.inf)
         if math.isfinite(limit_ms):
             overrun = np.maximum(overrun, batch.latency_ms / limit_ms)
         if limits.energy_mj is not None:
             overrun = np.maximum(overrun, batch.energy_mj / limits.energy_mj)
         if limits.weight_bytes is not None:
-            overrun = np.maximum(overrun, population.weight_bytes() / limits.weight_bytes)
+            weight_bytes = -(-weight_bits[numbers].sum(axis=1) // 8)
+            overrun = np.maximum(overrun, weight_bytes / limits.weight_bytes)
         return Costs(latency_ms=batch.latency_ms, overrun=overrun)
 
     return costs_of
@@ -86,26 +70,6 @@ def limited_device(device: Device, limits: Limits) -> Device:
         if limit is not None:
             shares[name] = min(getattr(device.limits, name), limit / getattr(device, name))
     return dataclasses.replace(device, limits=dataclasses.replace(device.limits, **shares)) if shares else device
-
-
-def extremes(space: SearchSpace, figure: Callable[[Genotypes], FloatArray]) -> tuple[Genotypes, Genotypes]:
-    """The genotypes (G,) with the smallest and the largest figure, for one that adds up over layers.
-
-    Args:
-        figure: gives the figure of canonical genotypes (N, G), shape (N,).
-    """
-    smallest: list[Genotypes] = []
-    largest: list[Genotypes] = []
-    for image_size, embed_dim in product(range(len(space.image_size)), range(len(space.embed_dim))):
-        for found, depth, pick in ((smallest, 0, np.argmin), (largest, len(space.depth) - 1, np.argmax)):
-            genotype = np.zeros(len(space.gene_sizes), dtype=np.int64)
-            genotype[: len(GLOBAL_GENES)] = image_size, embed_dim, depth
-            for half in (MIXER_GENES, MLP_GENES):
-                variants = _variants(space, genotype, half)
-                genotype = variants[pick(figure(variants))]
-            found.append(genotype)
-    low, high = np.stack(smallest), np.stack(largest)
-    return low[figure(low).argmin()], high[figure(high).argmax()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,17 +98,12 @@ class Feasibility:
             limit = getattr(limits, name)
             if limit is None:
                 continue
-
-            def figure(genotypes: Genotypes, name: str = name) -> FloatArray:
-                return figures_of(space, model, genotypes)[name]
-
-            smallest = extremes(space, figure)[0]
-            anchors.append(smallest)
-            least = float(figure(smallest[None])[0])
-            if least > limit and broken is None:
+            found = extremes(space, model, name)
+            anchors.append(found.smallest)
+            if found.bound > limit and broken is None:
                 broken = (
                     f"no subnet of the space keeps to search.limits.{name} {limit:g}: the least is "
-                    f"{round_up(least)} {FIGURES[name]}; raise the limit or give the space smaller choices"
+                    f"{round_up(found.least)} {FIGURES[name]}; raise the limit or give the space smaller choices"
                 )
         cost = model.estimate(lower(space.decode(bounds.fastest)))
         waits: Counter[str] = Counter()

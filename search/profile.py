@@ -1,8 +1,9 @@
 """What a space offers on a device, before anything is trained: the spread of every figure, and what limits the targets.
 
-The smallest and the largest value of each figure are those of the whole space (see `search.limits`), the quantiles
+The smallest and the largest value of each figure are those of the whole space (see `search.bounds`), the quantiles
 those of uniformly drawn subnets. FPS runs against latency. Resources are those of the one accelerator that all subnets
-share, beside what the device and `search.limits` allow.
+share, beside what the device and `search.limits` allow; where each has its own, the most that any of the drawn ones
+takes with buffers for the largest subnet.
 """
 
 from __future__ import annotations
@@ -11,24 +12,30 @@ from typing import Any
 
 import numpy as np
 
+from hwmodel.adaptive import AdaptiveCostModel
 from hwmodel.cost import FpgaCostModel
-from search.algorithm import FloatArray
+from search.bounds import FIGURES, extremes, figures_of
 from search.config import SearchConfig
-from search.limits import FIGURES, Feasibility, extremes, figures_of
+from search.limits import Feasibility
+from search.parts import SpaceParts
 from supernet.space import Genotypes, SearchSpace
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _SAMPLE = 4000
 
 
-def profile(space: SearchSpace, model: FpgaCostModel, config: SearchConfig, *, seed: int) -> dict[str, Any]:
+def profile(
+    space: SearchSpace, model: FpgaCostModel | AdaptiveCostModel, config: SearchConfig, *, seed: int
+) -> dict[str, Any]:
     """The figures of a space as plain data, for a table or JSON.
 
     Returns:
         `figures`: for each its unit, `min`, `quantiles` (of `QUANTILES`), `max`; `resources`: for each what is used,
         what the device has and the most that may be used; `targets`: for each its limit in ms, whether it can be met,
         the reason if it cannot, and the share of random subnets that meet it with all limits; `subnets`: how many the
-        space has.
+        space has; `accelerator`: the one that all subnets share, or None; `accelerators`: None, or where each subnet
+        has its own, the sizes of the `grid` and of the `shortlist` of designs that are best for some subnet, and those
+        `drawn`, each with its share of random subnets, the most frequent first.
     """
     sample = space.sample(np.random.default_rng(seed), _SAMPLE)
     drawn = figures_of(space, model, sample)
@@ -37,15 +44,13 @@ def profile(space: SearchSpace, model: FpgaCostModel, config: SearchConfig, *, s
         if name == "fps":
             continue
 
-        def figure(genotypes: Genotypes, name: str = name) -> FloatArray:
-            return figures_of(space, model, genotypes)[name]
-
-        low, high = figure(np.stack(extremes(space, figure))).tolist()
-        figures[name] = _row(unit, low, np.quantile(drawn[name], QUANTILES).tolist(), high)
+        ends = extremes(space, model, name)
+        figures[name] = _row(unit, ends.least, np.quantile(drawn[name], QUANTILES).tolist(), ends.most)
     latency = figures["latency_ms"]
     rates = [1000 / latency[end] for end in ("max", "min")]
     figures["fps"] = _row("FPS", rates[0], np.quantile(drawn["fps"], QUANTILES).tolist(), rates[1])
 
+    designs = _accelerators(model, space, sample)
     limits, device = config.limits, model.device
     resources = {}
     for name in ("dsp", "bram18", "lut"):
@@ -53,7 +58,7 @@ def profile(space: SearchSpace, model: FpgaCostModel, config: SearchConfig, *, s
         allowed = available * getattr(device.limits, name)
         limit = getattr(limits, name)
         resources[name] = {
-            "used": getattr(model.resources, name),
+            "used": max(getattr(design.resources, name) for design, _ in designs),
             "available": available,
             "limit": int(allowed + 1e-9) if limit is None else min(int(allowed + 1e-9), limit),
         }
@@ -81,9 +86,29 @@ def profile(space: SearchSpace, model: FpgaCostModel, config: SearchConfig, *, s
         "subnets": space.size,
         "figures": {name: figures[name] for name in FIGURES},
         "resources": resources,
-        "accelerator": model.accelerator.to_dict(),
+        "accelerator": model.accelerator.to_dict() if isinstance(model, FpgaCostModel) else None,
+        "accelerators": {
+            "grid": model.grid_size,
+            "shortlist": len(model.designs),
+            "drawn": [{"accelerator": design.accelerator.to_dict(), "share": share} for design, share in designs],
+        }
+        if isinstance(model, AdaptiveCostModel)
+        else None,
         "targets": targets,
     }
+
+
+def _accelerators(
+    model: FpgaCostModel | AdaptiveCostModel, space: SearchSpace, sample: Genotypes
+) -> list[tuple[FpgaCostModel, float]]:
+    """The designs that the subnets of a sample get, each with its share of them, the most frequent first."""
+    if isinstance(model, FpgaCostModel):
+        return [(model, 1.0)]
+    parts = SpaceParts.of(space)
+    positions = model.table(parts.population).choose(parts.numbers(sample))[0]
+    found, counts = np.unique(positions, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(model.designs[found[i]], float(counts[i] / len(sample))) for i in order.tolist()]
 
 
 def _row(unit: str, low: float, quantiles: list[float], high: float) -> dict[str, Any]:

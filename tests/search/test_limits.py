@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from hwmodel.device import load_device
+from search.bounds import extremes, figures_of
 from search.config import Limits, SearchConfig, Target
-from search.limits import Feasibility, costs_function, extremes, figures_of, limited_device
+from search.limits import Feasibility, costs_function, limited_device
 from search.profile import profile
 
 
@@ -20,8 +21,11 @@ def test_extremes_are_those_of_the_whole_enumerated_space(whole, make_cost_model
     space, genotypes = whole
     model = make_cost_model(space)
     every = figures_of(space, model, genotypes)[name]
-    found = np.stack(extremes(space, lambda g: figures_of(space, model, g)[name]))
-    assert figures_of(space, model, found)[name] == pytest.approx([every.min(), every.max()], rel=1e-12)
+    found = extremes(space, model, name)
+    assert [found.least, found.most] == pytest.approx([every.min(), every.max()], rel=1e-12)
+    assert found.bound == found.least
+    reached = figures_of(space, model, np.stack([found.smallest, found.largest]))[name]
+    assert reached.tolist() == [found.least, found.most]
 
 
 def test_overrun_is_the_fullest_limit(space, cost_model, rng):
@@ -36,8 +40,7 @@ def test_overrun_is_the_fullest_limit(space, cost_model, rng):
 
 @pytest.mark.parametrize("name", ["energy_mj", "weight_bytes"])
 def test_a_limit_below_the_whole_space_is_proven_with_the_least_value(space, cost_model, name):
-    low = extremes(space, lambda g: figures_of(space, cost_model, g)[name])[0]
-    least = figures_of(space, cost_model, low[None])[name][0]
+    least = extremes(space, cost_model, name).least
     target = Target(latency_ms=1e6)
     assert Feasibility.of(space, cost_model, Limits(**{name: least})).reason(target) is None
     reason = Feasibility.of(space, cost_model, Limits(**{name: least * 0.99})).reason(target)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from search.baselines import uniform_ladder
+from search.bounds import figures_of
 from search.config import Limits, SearchConfig, Target
 from search.importance import choice_importance
-from search.limits import figures_of
 from search.predictor import AccuracyPredictor
 from search.predictor_search import rank_correlation
 from search.trial import Trial
