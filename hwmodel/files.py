@@ -40,8 +40,12 @@ def append_line(path: Path, line: str) -> None:
         QuasarError: the system refused (no space, no permission).
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        try:
+            file = path.open("a", encoding="utf-8")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a", encoding="utf-8")
+        with file:
             file.write(line + "\n")
     except OSError as error:
         raise QuasarError(f"{path}: cannot be written: {error.strerror or error}; what it held is kept") from error

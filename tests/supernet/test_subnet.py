@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -75,3 +76,12 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(DamagedInputError, match="expected keys and values, found list"):
         Subnet.load(tmp_path / "list.yaml")
+
+
+def test_the_digest_is_that_of_the_canonical_json(space, rng):
+    subnets = [space.decode(genotype) for genotype in space.sample(rng, 20)]
+    odd = dataclasses.replace(subnets[0].blocks[0], operator='quoted "ü"', mlp_ratio=3, fc1_ratio=1, qkv_ratio=1e-7)
+    subnets.append(dataclasses.replace(subnets[0], blocks=(odd,)))
+    for subnet in subnets:
+        canonical = json.dumps(subnet.to_dict(), sort_keys=True, separators=(",", ":"))
+        assert subnet.digest == hashlib.sha256(canonical.encode()).hexdigest()[:16]
