@@ -28,12 +28,16 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative:
-    """One of the next best subnets for a target; its accuracy on the test split is not looked at."""
+    """One of the next best subnets for a target; its accuracy on the test split is not looked at.
+
+    `accelerator` is set where subnets have accelerators of their own.
+    """
 
     digest: str
     subnet: Subnet
     val_accuracy: float
     cost: Cost
+    accelerator: AcceleratorConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.adaptive import AdaptiveCostModel
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError, InfeasibleError, UsageError
@@ -194,14 +195,15 @@ def search_stage(
             journal=run.journal,
             seed=config.seed,
             progress=progress,
+            shared=config.hardware.accelerator == "shared",
         )
     if not run.timing.exists():  # a finished search that is only reported anew keeps its time
         write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
-    front = _front_document(result, config, supernet, cost_model)
+    front = _front_document(result, config, supernet)
     front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
     front["baselines"] = None
     if config.search.baselines and any_feasible(front):
-        front["baselines"] = _baselines(run, config, cost_model, evaluator)
+        front["baselines"] = _baselines(run, config, result.model, evaluator)
     write_front_picture(run.front.with_suffix(".png"), front, result.trials)
     write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
     if not any_feasible(front):
@@ -209,8 +211,13 @@ def search_stage(
     return front
 
 
-def _baselines(run: RunFolder, config: RunConfig, cost_model: FpgaCostModel, evaluator: Evaluator) -> dict[str, Any]:
-    """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`."""
+def _baselines(
+    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: Evaluator
+) -> dict[str, Any]:
+    """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`.
+
+    They get the hardware of the result, also where the search had to find it first.
+    """
     space = config.space
     with stage("baselines") as progress:
         random = run_search(
@@ -223,7 +230,7 @@ def _baselines(run: RunFolder, config: RunConfig, cost_model: FpgaCostModel, eva
             progress=progress,
         )
         costs_of = costs_function(space, cost_model, config.search.limits)
-        ledger = Ledger(space, costs_of, evaluator, run.baseline("uniform"))
+        ledger = Ledger(space, evaluator, run.baseline("uniform"))
         uniform: list[dict[str, Any]] = []
         for bits, ratio in zip(space.weight_bits, (0.0, 1.0), strict=True):
             ladder = uniform_ladder(space, cost_model, config.search, ratio=ratio)
@@ -234,7 +241,7 @@ def _baselines(run: RunFolder, config: RunConfig, cost_model: FpgaCostModel, eva
                     "latency_ms": trial.latency_ms,
                     "val_accuracy": trial.val_accuracy,
                 }
-                for trial in ledger.measure(ladder, start=len(uniform), generation=0)
+                for trial in ledger.measure(ladder, costs_of(ladder).latency_ms, start=len(uniform), generation=0)
             ]
     return {
         "random": {
@@ -256,8 +263,8 @@ def _front_document(
     result: SearchResult,
     config: RunConfig,
     supernet: SupernetViT,
-    cost_model: FpgaCostModel,
 ) -> dict[str, Any]:
+    model = result.model
     chosen = {choice.subnet for choice in result.choices if choice.subnet is not None}
     test: dict[Subnet, Evaluation] = {}
     if chosen:
@@ -274,28 +281,32 @@ def _front_document(
             "nearest_latency_ms": choice.nearest_latency_ms,
             "digest": None,
             "subnet": None,
-            "accelerator": cost_model.accelerator.to_dict(),
+            "accelerator": model.accelerator.to_dict() if isinstance(model, FpgaCostModel) else None,
             "val_accuracy": None,
             "test_accuracy": None,
             "cost": None,
             "alternatives": [],
         }
         if choice.trial is not None and choice.subnet is not None:
+            accelerator, cost = _hardware(choice.subnet, model)
             entry |= {
+                "accelerator": accelerator,
                 "digest": choice.trial.digest,
                 "subnet": choice.subnet.to_dict(),
                 "val_accuracy": choice.trial.val_accuracy,
                 "test_accuracy": test[choice.subnet].accuracy,
-                "cost": _cost(choice.subnet, cost_model),
+                "cost": cost,
                 "alternatives": [
                     {
                         "digest": trial.digest,
                         "subnet": subnet.to_dict(),
                         "val_accuracy": trial.val_accuracy,
-                        "cost": _cost(subnet, cost_model),
+                        "cost": own_cost,
+                        **({} if isinstance(model, FpgaCostModel) else {"accelerator": own_accelerator}),
                     }
                     for trial in choice.alternatives
                     for subnet in [config.space.decode(np.array(trial.genotype, dtype=np.int64))]
+                    for own_accelerator, own_cost in [_hardware(subnet, model)]
                 ],
             }
         targets.append(entry)
@@ -314,9 +325,12 @@ def _front_document(
     }
 
 
-def _cost(subnet: Subnet, cost_model: FpgaCostModel) -> dict[str, Any]:
-    cost = cost_model.estimate(lower(subnet)).to_dict()
-    return {key: cost[key] for key in COST_KEYS}
+def _hardware(subnet: Subnet, model: FpgaCostModel | AdaptiveCostModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The accelerator of a subnet, and its cost there."""
+    workload = lower(subnet)
+    accelerator = model.accelerator_for(workload)
+    cost = FpgaCostModel(model.device, accelerator).estimate(workload).to_dict()
+    return accelerator.to_dict(), {key: cost[key] for key in COST_KEYS}
 
 
 def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from hwmodel.accelerator import AcceleratorConfig
+from hwmodel.adaptive import AdaptiveCostModel
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import InfeasibleError
@@ -14,6 +15,7 @@ from quasar.config import RunConfig
 from search.config import HardwareConfig, Limits
 from search.limits import Feasibility, limited_device
 from search.profile import profile
+from search.shortlist import adaptive_model
 from supernet.lowering import lower
 from supernet.space import SearchSpace
 
@@ -35,10 +37,20 @@ def choose_accelerator(space: SearchSpace, hardware: HardwareConfig, limits: Lim
     )
 
 
-def build_cost_model(config: RunConfig) -> FpgaCostModel:
-    """The cost model of the device and the accelerator of a run; same errors as `choose_accelerator`."""
-    accelerator = choose_accelerator(config.space, config.hardware, config.search.limits)
-    return FpgaCostModel(load_device(config.hardware.device), accelerator)
+def build_cost_model(config: RunConfig) -> FpgaCostModel | AdaptiveCostModel:
+    """The cost model of the device of a run with the accelerator of all subnets, or the best one for each.
+
+    Where the targets are to share an accelerator that the search finds, it is the latter; same errors as
+    `choose_accelerator`.
+    """
+    space, hardware, limits = config.space, config.hardware, config.search.limits
+    device = load_device(hardware.device)
+    if hardware.accelerator == "fixed":
+        return FpgaCostModel(device, choose_accelerator(space, hardware, limits))
+    model = adaptive_model(space, hardware, device, limited=limited_device(device, limits))
+    if hardware.accelerator == "shared":
+        model.holding_all()  # raises if none can be shared
+    return model
 
 
 def check_targets(config: RunConfig) -> None:

@@ -61,6 +61,8 @@ class SearchProblem:
 
     `limits_ms` are those of the feasible targets, ascending; `costs_of` gives the costs of genotypes (N, G) within
     microseconds each; `anchors` (A, G) are the subnets that are smallest in latency or in another limited figure.
+    `known` are subnets measured before, for other hardware, with their latency on this one: an algorithm may learn from
+    them and never proposes them. Some may break limits.
     """
 
     space: SearchSpace
@@ -70,6 +72,15 @@ class SearchProblem:
     limits_ms: tuple[float, ...]
     settings: SearchConfig
     rng: np.random.Generator
+    known: tuple[Trial, ...] = ()
+
+    def known_within(self) -> list[Trial]:
+        """Those of the known trials that meet the widest target with all limits."""
+        if not self.known:
+            return []
+        genotypes = np.array([trial.genotype for trial in self.known], dtype=np.int64)
+        meets = self.costs_of(genotypes).meet(self.limits_ms[-1]).tolist()
+        return [trial for trial, meet in zip(self.known, meets, strict=True) if meet]
 
 
 class SearchAlgorithm(Protocol):
@@ -96,7 +107,7 @@ class Proposals:
 
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
-        self._seen: set[bytes] = set()
+        self._seen = {np.array(trial.genotype, dtype=np.int64).tobytes() for trial in problem.known}
         self._exhausted_ms = 0.0  # at this limit, all attempts gave nothing new
 
     def is_new(self, genotype: Genotypes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,7 +23,8 @@ class LatencyArchive:
         limits = sorted(limits_ms)
         inner = np.linspace(fastest_ms, limits[-1], _BINS + 1)[1:-1].tolist()
         self._edges = sorted({*inner, *limits})
-        self._bins: list[list[Trial]] = [[] for _ in range(len(self._edges) + 1)]
+        # of each trial what it is sorted by, its latency, and its genotype (G,)
+        self._bins: list[list[tuple[tuple[float, ...], float, Genotypes]]] = [[] for _ in range(len(self._edges) + 1)]
         self._depth = depth
 
     def add(self, trial: Trial) -> None:
@@ -30,15 +32,12 @@ class LatencyArchive:
         # a latency equal to an edge belongs below it: it still meets that limit
         position = bisect_right(self._edges, np.nextafter(trial.latency_ms, 0))
         members = self._bins[position]
-        insort(members, trial, key=_worst_last)
+        place = (*(-part for part in trial.quality), trial.index)
+        insort(members, (place, trial.latency_ms, np.array(trial.genotype, dtype=np.int64)), key=itemgetter(0))
         del members[self._depth :]
 
     def ranked(self) -> tuple[Genotypes, FloatArray]:
         """All kept trials, best first: genotypes (n, G) and latency in ms (n,)."""
-        trials = sorted((trial for members in self._bins for trial in members), key=_worst_last)
-        genotypes = np.array([trial.genotype for trial in trials], dtype=np.int64)
-        return genotypes, np.array([trial.latency_ms for trial in trials])
-
-
-def _worst_last(trial: Trial) -> tuple[float, ...]:
-    return (*(-part for part in trial.quality), trial.index)
+        trials = sorted((trial for members in self._bins for trial in members), key=itemgetter(0))
+        genotypes = np.array([genotype for _, _, genotype in trials], dtype=np.int64)
+        return genotypes, np.array([latency_ms for _, latency_ms, _ in trials])

@@ -50,15 +50,20 @@ class Breeder:
         # A step down never costs latency; a slope that says so is noise about a gene that hardly matters.
         self._saving = np.maximum(self._saving, 1e-6 * self._saving.max(initial=0) + 1e-12)
         self._loss = self._saving.copy()
+        self._genotypes = np.empty((0, len(space.gene_sizes)), dtype=np.int64)  # of the trials so far
+        self._accuracy = np.empty(0)
 
     def learn(self, trials: Sequence[Trial]) -> None:
-        """Fits the accuracy that a step of each gene is worth to all trials so far."""
-        genotypes = np.array([trial.genotype for trial in trials], dtype=np.int64)
-        accuracy = np.array([trial.val_accuracy for trial in trials])
+        """Fits the accuracy that a step of each gene is worth to these trials and all before."""
+        if not trials:
+            return
+        self._genotypes = np.concatenate([self._genotypes, [trial.genotype for trial in trials]])
+        self._accuracy = np.concatenate([self._accuracy, [trial.val_accuracy for trial in trials]])
+        genotypes, accuracy = self._genotypes, self._accuracy
         latency = genotypes @ self._saving
         spread = latency.var()
         per_ms = max(0.0, float(np.cov(latency, accuracy, bias=True)[0, 1] / spread)) if spread > 0 else 0.0
-        rest = ridge_slopes(genotypes, accuracy - per_ms * latency, strength=float(len(trials)) ** 0.5)
+        rest = ridge_slopes(genotypes, accuracy - per_ms * latency, strength=float(len(genotypes)) ** 0.5)
         self._loss = per_ms * self._saving + rest
 
     def children(self, parents: Genotypes, partners: Genotypes, *, probability: float) -> Genotypes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,15 +38,19 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HardwareConfig:
-    """The device, and what of its accelerator is fixed; what is null is chosen for the space's largest subnet.
+    """The device, which accelerators subnets get, and what of an accelerator is given; what is null is chosen.
 
-    `array` is the number of rows and inputs of the DSP array, `backend` the way products are packed into a DSP,
-    `activations` where they live between layers: in the device's memory blocks or in DDR.
+    `accelerator` is "fixed": all subnets share the fastest one for the largest subnet of the space; "per_subnet": every
+    subnet gets the fastest one for itself; or "shared": all targets get the one that serves them best together, which
+    the search finds (`search.sharing`). `array` is the number of rows and inputs of the DSP array, `backend` the way
+    products are packed into a DSP, `activations` where they live between layers: in the device's memory blocks or in
+    DDR.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     device: str = "zcu102"
+    accelerator: Literal["fixed", "per_subnet", "shared"] = "fixed"
     clock_mhz: float | None = None
     backend: str | None = None
     array: tuple[int, int] | None = None

@@ -39,18 +39,23 @@ class Evolution:
         self._proposals = Proposals(problem)
         self._turns = Turns(problem.limits_ms)
         self._breeder = Breeder(problem)
-        self._trials: list[Trial] = []
+        self._trials = problem.known_within()
+        self._started = False
         self._archive = LatencyArchive(
             fastest_ms=problem.bounds.fastest_ms, limits_ms=problem.limits_ms, depth=problem.settings.parents
         )
+        for trial in self._trials:
+            self._archive.add(trial)
+        self._breeder.learn(self._trials)
 
     def ask(self, count: int) -> Genotypes:
-        """The first generation is random, with the extremes of the space in it; later ones are bred."""
+        """The first generation has the extremes of the space in it, the rest is random if nothing is known."""
         problem, widest = self._problem, self._problem.limits_ms[-1]
         found: list[Genotypes] = []
-        if not self._trials:
+        if not self._started:
             extremes = np.stack([problem.bounds.fastest, problem.bounds.slowest])
             found += self._proposals.take(extremes, min(2, count), limit_ms=widest)
+            self._started = True
         goals = self._goals(count - len(found))
         fitted, _, source = self._breeder.fitted(self._candidates(goals), np.repeat(goals, _BREED))
         unserved = dict(enumerate(goals.tolist()))
@@ -69,8 +74,7 @@ class Evolution:
         self._trials.extend(trials)
         for trial in trials:
             self._archive.add(trial)
-        if self._trials:
-            self._breeder.learn(self._trials)
+        self._breeder.learn(trials)
 
     def report(self) -> dict[str, Any]:
         """Nothing to say."""

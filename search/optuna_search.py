@@ -44,6 +44,10 @@ class OptunaSearch:
         self._asked: list[optuna.Trial] = []
         self._rejected = 0
         self._started = self._exhausted = False
+        for known in problem.known_within():
+            asked = self._enqueued(known.genotype)
+            self._study.tell(asked, (known.val_accuracy, known.latency_ms))
+            self._started = True
 
     def ask(self, count: int) -> Genotypes:
         """The first generation is random, each limit in turn; later ones come from Optuna's sampler."""
@@ -72,12 +76,16 @@ class OptunaSearch:
         self._started = True
         for limit_ms, wanted in sorted(Counter(self._turns.next(count - len(found))).items()):
             for genotype in self._proposals.random(wanted, limit_ms=limit_ms):
-                self._study.enqueue_trial(dict(zip(self._distributions, genotype.tolist(), strict=True)))
-                trial = self._study.ask(self._distributions)
-                trial.set_constraint("limits", 0.0)
                 found.append(genotype)
-                self._asked.append(trial)
+                self._asked.append(self._enqueued(genotype.tolist()))
         return as_array(found, self._problem.space)
+
+    def _enqueued(self, genotype: Sequence[int]) -> optuna.Trial:
+        """A trial of the study with this genotype, which meets the limits."""
+        self._study.enqueue_trial(dict(zip(self._distributions, genotype, strict=True)))
+        trial = self._study.ask(self._distributions)
+        trial.set_constraint("limits", 0.0)
+        return trial
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Completes the asked trials of the study."""

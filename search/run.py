@@ -1,27 +1,31 @@
 """One search: bounds first, then generations of ask, evaluate and tell, then the best subnet for each target.
 
 Evaluated trials are appended to a journal. A search is a function of its settings and seed, so resuming is replaying:
-the algorithm asks for the same subnets again and those in the journal are not evaluated a second time.
+the algorithm asks for the same subnets again and those in the journal are not evaluated a second time. A search for one
+accelerator that targets share has two halves, each with an algorithm of its own; see `search.sharing`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hwmodel.cost import CostModel
+from hwmodel.adaptive import AdaptiveCostModel
+from hwmodel.cost import FpgaCostModel
 from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
-from search.algorithm import ALGORITHMS, CostsOf, SearchProblem
+from search.algorithm import ALGORITHMS, FloatArray, SearchAlgorithm, SearchProblem
 from search.bounds import LatencyBounds
 from search.config import Limits, SearchConfig, Target
 from search.evaluator import Evaluator
 from search.limits import Feasibility, costs_function
+from search.sharing import repriced, shared_model, within_limits
 from search.trial import Choice, ParetoFront, Trial, best_under
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
@@ -32,14 +36,16 @@ from supernet.space import Genotypes, SearchSpace
 class SearchResult:
     """A choice for each target, in the order of the targets, and all trials behind them.
 
-    `curve` is the hypervolume after each generation, as (evaluations, hypervolume); `report` what the algorithm says
-    about itself; `stopped` why the search ended before its budget, if it did.
+    `model` is the hardware that latencies and `bounds` are for: the one that the search was given, or the accelerator
+    that it found for all targets. `curve` is the hypervolume after each generation, as (evaluations, hypervolume);
+    `report` what the algorithm says about itself; `stopped` why the search ended before its budget, if it did.
     """
 
     choices: tuple[Choice, ...]
     trials: tuple[Trial, ...]
     front: ParetoFront
     bounds: LatencyBounds
+    model: FpgaCostModel | AdaptiveCostModel
     hypervolume: float
     curve: tuple[tuple[int, float], ...]
     report: dict[str, Any]
@@ -59,12 +65,13 @@ def algorithm_names() -> list[str]:
 def run_search(
     *,
     space: SearchSpace,
-    model: CostModel,
+    model: FpgaCostModel | AdaptiveCostModel,
     config: SearchConfig,
     evaluator: Evaluator,
     journal: Path,
     seed: int,
     progress: Progress,
+    shared: bool = False,
 ) -> SearchResult:
     """Searches `space` for the most accurate subnet under each target.
 
@@ -72,8 +79,10 @@ def run_search(
     evaluated if that goes for all of them.
 
     Args:
+        model: the hardware: one accelerator for all subnets, or the best one for each.
         evaluator: the accuracy and loss of one subnet on the validation split.
         journal: JSONL file to which trials are appended; those already in it are reused.
+        shared: with the best accelerator for each subnet, find one for all targets on the way: see `search.sharing`.
 
     Raises:
         UsageError: an unknown algorithm.
@@ -81,32 +90,93 @@ def run_search(
     """
     algorithm_names()
     build = ALGORITHMS.get(config.algorithm)
-    feasibility = Feasibility.of(space, model, config.limits)
-    bounds, cap_ms = feasibility.bounds, config.limits.limit_ms
-    limits_ms = sorted({min(t.limit_ms, cap_ms) for t in config.targets if not feasibility.reason(t)})
-    trials: list[Trial] = []
-    curve: list[tuple[int, float]] = []
-    front = ParetoFront(trials=())
-    leaders: dict[float, Trial] = {}  # the best so far under each limit
-    report: dict[str, Any] = {}
-    stopped: str | None = None
-    if limits_ms:
-        costs_of = costs_function(space, model, config.limits)
-        algorithm = build(
-            SearchProblem(
-                space=space,
-                costs_of=costs_of,
-                bounds=bounds,
-                anchors=feasibility.anchors,
-                limits_ms=tuple(limits_ms),
-                settings=config,
-                rng=np.random.default_rng(seed),
-            )
+    part = _Part.of(space, model, config)
+    own = part.feasibility
+    found = _Found(trials=[], report={}, stopped=None)
+    if part.limits_ms:
+        ledger = Ledger(space, evaluator, journal)
+        budget = -(-config.evaluations // 2) if shared else config.evaluations
+        found = part.run(build, ledger, budget, known=[], rng=np.random.default_rng(seed), progress=progress)
+        if shared:
+            assert isinstance(model, AdaptiveCostModel)
+            part = _Part.of(space, shared_model(space, model, found.trials, config.limits, part.limits_ms), config)
+            known = repriced(space, part.model, found.trials)
+            # A stream of its own: what the first half has drawn from the other one differs between algorithms.
+            rng = np.random.default_rng((seed, 1))
+            found = dataclasses.replace(found, trials=known)
+            if part.limits_ms:
+                found = part.run(build, ledger, config.evaluations, known=known, rng=rng, progress=progress)
+            ledger.set_latencies(found.trials)
+    trials = within_limits(space, part.model, found.trials, config.limits) if shared else found.trials
+    curve = _hypervolumes(found.trials, trials, part.feasibility.bounds.slowest_ms)
+    return SearchResult(
+        choices=tuple(_choose(target, trials, part, own) for target in config.targets),
+        trials=tuple(found.trials),
+        front=ParetoFront.of(trials),
+        bounds=part.feasibility.bounds,
+        model=part.model,
+        hypervolume=curve[-1][1] if curve else 0.0,
+        curve=curve,
+        report=found.report,
+        stopped=found.stopped,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a part of a search has measured, with what it was told, and what its algorithm says."""
+
+    trials: list[Trial]
+    report: dict[str, Any]
+    stopped: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """The part of a search, or all of it, that is on one hardware; `limits_ms` are those of targets that can be met."""
+
+    space: SearchSpace
+    model: FpgaCostModel | AdaptiveCostModel
+    config: SearchConfig
+    feasibility: Feasibility
+    limits_ms: tuple[float, ...]
+
+    @staticmethod
+    def of(space: SearchSpace, model: FpgaCostModel | AdaptiveCostModel, config: SearchConfig) -> _Part:
+        feasibility, cap_ms = Feasibility.of(space, model, config.limits), config.limits.limit_ms
+        limits_ms = sorted({min(t.limit_ms, cap_ms) for t in config.targets if not feasibility.reason(t)})
+        return _Part(space=space, model=model, config=config, feasibility=feasibility, limits_ms=tuple(limits_ms))
+
+    def run(
+        self,
+        build: Callable[[SearchProblem], SearchAlgorithm],
+        ledger: Ledger,
+        evaluations: int,
+        *,
+        known: list[Trial],
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> _Found:
+        """Goes on from the known trials until there are `evaluations`, or the algorithm finds no more."""
+        config = self.config
+        costs_of = costs_function(self.space, self.model, config.limits)
+        problem = SearchProblem(
+            space=self.space,
+            costs_of=costs_of,
+            bounds=self.feasibility.bounds,
+            anchors=self.feasibility.anchors,
+            limits_ms=self.limits_ms,
+            settings=config,
+            rng=rng,
+            known=tuple(known),
         )
-        ledger = Ledger(space, costs_of, evaluator, journal)
-        generation = 0
-        while len(trials) < config.evaluations:
-            genotypes = algorithm.ask(min(config.population, config.evaluations - len(trials)))
+        algorithm = build(problem)
+        trials = list(known)
+        generation = known[-1].generation + 1 if known else 0
+        leaders: dict[float, Trial] = {}  # the best so far under each limit
+        stopped: str | None = None
+        while len(trials) < evaluations:
+            genotypes = algorithm.ask(min(config.population, evaluations - len(trials)))
             if len(genotypes) == 0:
                 stopped = (
                     f"{config.algorithm} found no further subnet within the limits, in its bounded number of attempts, "
@@ -114,44 +184,32 @@ def run_search(
                 )
                 break
             told = len(trials)
-            for trial in ledger.measure(genotypes, start=told, generation=generation):
+            latency_ms = costs_of(genotypes).latency_ms
+            for trial in ledger.measure(genotypes, latency_ms, start=told, generation=generation):
                 trials.append(trial)
-                for limit_ms in limits_ms:
+                for limit_ms in self.limits_ms:
                     leader = leaders.get(limit_ms)
                     if trial.latency_ms <= limit_ms and (leader is None or trial.quality > leader.quality):
                         leaders[limit_ms] = trial
                 progress(len(trials), config.evaluations, _summary(leaders))
             algorithm.tell(trials[told:])
             generation += 1
-            front = ParetoFront.of([*front.trials, *trials[told:]])
-            curve.append((len(trials), front.hypervolume(slowest_ms=bounds.slowest_ms)))
-        report = algorithm.report()
-    return SearchResult(
-        choices=tuple(_choose(target, trials, space, feasibility, config) for target in config.targets),
-        trials=tuple(trials),
-        front=front,
-        bounds=bounds,
-        hypervolume=curve[-1][1] if curve else 0.0,
-        curve=tuple(curve),
-        report=report,
-        stopped=stopped,
-    )
+        return _Found(trials=trials, report=algorithm.report(), stopped=stopped)
 
 
 class Ledger:
     """Measures subnets, and writes each one down before the next; what a journal holds is not measured again."""
 
-    def __init__(self, space: SearchSpace, costs_of: CostsOf, evaluator: Evaluator, journal: Path) -> None:
+    def __init__(self, space: SearchSpace, evaluator: Evaluator, journal: Path) -> None:
         self._space = space
-        self._costs_of = costs_of
         self._evaluator = evaluator
         self._journal = journal
         self._known = read_journal(journal)
 
-    def measure(self, genotypes: Genotypes, *, start: int, generation: int) -> Iterator[Trial]:
-        """The trials of canonical genotypes (N, G), one after the other; their indices count from `start`."""
-        latency = self._costs_of(genotypes).latency_ms.tolist()
-        for index, (genotype, latency_ms) in enumerate(zip(genotypes, latency, strict=True), start=start):
+    def measure(self, genotypes: Genotypes, latency_ms: FloatArray, *, start: int, generation: int) -> Iterator[Trial]:
+        """The trials of canonical genotypes (N, G) with latencies (N,), one after the other; indices from `start`."""
+        rows = zip(genotypes, latency_ms.tolist(), strict=True)
+        for index, (genotype, latency) in enumerate(rows, start=start):
             subnet = self._space.decode(genotype)
             digest = subnet.digest
             known = self._known.get(digest)
@@ -163,19 +221,41 @@ class Ledger:
                 genotype=tuple(genotype.tolist()),
                 val_accuracy=measured.accuracy,
                 val_loss=measured.loss,
-                latency_ms=latency_ms,
+                latency_ms=latency,
             )
             if known is None:
                 append_line(self._journal, json.dumps(trial.to_dict() | {"images": measured.images}))
             yield trial
 
+    def set_latencies(self, trials: Sequence[Trial]) -> None:
+        """Gives the trials in the journal these latencies, for readers; a search reads none of them back."""
+        latency = {trial.digest: trial.latency_ms for trial in trials}
+        lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
+        lines = [line | {"latency_ms": latency.get(line["digest"], line["latency_ms"])} for line in lines]
+        write_atomic(self._journal, "".join(json.dumps(line) + "\n" for line in lines))
 
-def _choose(
-    target: Target, trials: Sequence[Trial], space: SearchSpace, feasibility: Feasibility, config: SearchConfig
-) -> Choice:
-    limit_ms, fastest_ms = target.limit_ms, feasibility.bounds.fastest_ms
-    reason = feasibility.reason(target)
+
+def _hypervolumes(
+    trials: Sequence[Trial], counted: Sequence[Trial], slowest_ms: float
+) -> tuple[tuple[int, float], ...]:
+    """(evaluations, hypervolume of the trials that count) after each generation."""
+    new: dict[int, list[Trial]] = {}
+    for trial in counted:
+        new.setdefault(trial.generation, []).append(trial)
+    front, curve = ParetoFront(trials=()), []
+    for generation, evaluations in sorted({trial.generation: trial.index + 1 for trial in trials}.items()):
+        front = ParetoFront.of([*front.trials, *new.get(generation, [])])
+        curve.append((evaluations, front.hypervolume(slowest_ms=slowest_ms)))
+    return tuple(curve)
+
+
+def _choose(target: Target, trials: Sequence[Trial], part: _Part, own: Feasibility) -> Choice:
+    """`own` is what accelerators of their own can meet, where `part` is on one that targets share."""
+    config, limit_ms, fastest_ms = part.config, target.limit_ms, part.feasibility.bounds.fastest_ms
+    reason = part.feasibility.reason(target)
     if reason:
+        if not own.reason(target):
+            reason += "; that is on the accelerator for all targets: hardware.accelerator=per_subnet may meet it"
         return Choice(limit_ms=limit_ms, reason=reason, nearest_latency_ms=fastest_ms)
     best = best_under(trials, limit_ms, count=config.top)
     if not best:
@@ -189,7 +269,7 @@ def _choose(
     return Choice(
         limit_ms=limit_ms,
         trial=best[0],
-        subnet=space.decode(np.array(best[0].genotype, dtype=np.int64)),
+        subnet=part.space.decode(np.array(best[0].genotype, dtype=np.int64)),
         alternatives=tuple(best[1:]),
     )
 

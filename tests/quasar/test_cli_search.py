@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quasar.pipeline import target_folder
 from search.config import SearchConfig, Target
 
 
@@ -97,3 +98,51 @@ def test_compare_refuses_what_it_cannot_compare(cli, run, other, here):
     (other / "search" / "front.json").unlink()
     assert "has no search result yet" in cli("compare", run, other).error
     assert not Path("compare.png").exists()
+
+
+OPEN_HARDWARE = ("hardware.array=[4, 8]", "hardware.backend=null", "search.algorithm=evolution")
+
+
+@pytest.mark.parametrize("mode", ["per_subnet", "shared"])
+def test_accelerators_from_the_search_reach_bundles_and_reports(cli, run, other, mode):
+    result = cli("search", run, f"hardware.accelerator={mode}", *OPEN_HARDWARE, "search.baselines=true", "--overwrite")
+    assert result.code == 0, result.err
+    front = front_of(run)
+    met = [target for target in front["targets"] if target["status"] == "ok"]
+    assert met
+    assert len({json.dumps(target["accelerator"]) for target in met}) == 1 or mode == "per_subnet"
+    whole = {name: (run / "search" / name).read_bytes() for name in ("front.json", "trials.jsonl", "random.jsonl")}
+    (run / "search" / "front.json").unlink()
+    assert cli("search", run, "--resume").code == 0
+    assert {name: (run / "search" / name).read_bytes() for name in whole} == whole
+    assert cli("export", run, "--overwrite").code == 0
+    for target in met:
+        bundled = json.loads((run / "export" / target_folder(target) / "cost.json").read_text(encoding="utf-8"))
+        assert bundled["accelerator"] == target["accelerator"]
+        assert bundled["cost"]["latency_ms"] == target["cost"]["latency_ms"] <= target["latency_ms"]
+        assert bundled["cost"]["violations"] == []
+    assert cli("report", run).code == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "cannot be recomputed" not in page
+    assert "have changed since" not in page
+    rows = cli("compare", run, other, "--json").document["runs"]
+    limits = {f"{target['latency_ms']:.6g}": target["val_accuracy"] for target in met}
+    assert limits.items() <= rows[0]["best_accuracy"].items()
+
+
+def test_a_profile_with_accelerators_for_each_subnet(cli, config):
+    options = ("search", config, "--profile", "hardware.accelerator=per_subnet", *OPEN_HARDWARE)
+    document = cli(*options, "--json").document
+    assert document["accelerators"]["shortlist"] < document["accelerators"]["grid"]
+    assert cli(*options).code == 0
+    assert "hardware.accelerator" in cli("search", config, "--profile", "hardware.accelerator=own").error
+
+
+def test_a_configuration_without_the_key_has_a_fixed_accelerator(cli, run):
+    file = run / "config.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert "  accelerator: fixed\n" in text
+    file.write_text(text.replace("  accelerator: fixed\n", ""), encoding="utf-8")
+    before = front_of(run)
+    assert cli("search", run, "--resume").code == 0
+    assert front_of(run) == before
