@@ -10,8 +10,20 @@ OMP_NUM_THREADS=1). `--quick` takes fewer evaluations and seeds, and leaves out 
 For each algorithm: the hypervolume after 100, 200 and all evaluations (reference: the slowest subnet and accuracy 0);
 the mean accuracy of the subnets chosen for four targets; CPU milliseconds per candidate of the algorithm alone
 (`ask_tell_ms`) and of the whole run without evaluation (`run_ms`); subnets evaluated twice, in percent; for the
-predictor its rank correlation with accuracies that it has not seen, beside that of the latency. The last line is JSON.
-Marks: AutoFormer's evolution takes 4.56 ms per candidate; 64 % of OFA's and 10.6 % of DyNAS-T's are duplicates.
+predictor its rank correlation with accuracies that it has not seen, beside that of the latency. AutoFormer's evolution
+takes 4.56 ms per candidate; 64 % of OFA's and 10.6 % of DyNAS-T's are duplicates.
+
+Then the filter: how many random genotypes a second are tested against a target, with one accelerator for all subnets
+and with the best of a grid for each (`hardware.accelerator`).
+
+The last line is JSON: a key for each algorithm, and
+    overhead_us               `run_ms` of evolution in microseconds: all that a candidate costs beside its evaluation
+    ask_tell_us               `ask_tell_ms` of evolution in microseconds, the part of it that is the algorithm's
+    duplicates                subnets evaluated twice, by all algorithms together
+    analytic_per_s            candidates filtered a second with one accelerator (1,000,000 in at most 10 s is the mark)
+    analytic_per_subnet_per_s the same with an accelerator for each
+    shortlist, grid           designs that can be best for a subnet of the space, of so many
+    shortlist_s               CPU seconds that it takes to prove that
 """
 
 from __future__ import annotations
@@ -27,13 +39,16 @@ from typing import Any
 
 import numpy as np
 
+from hwmodel.adaptive import AdaptiveCostModel
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.explore import best_accelerator
 from search.algorithm import ALGORITHMS, SearchAlgorithm, SearchProblem
 from search.bounds import latency_bounds
-from search.config import SearchConfig, Target
+from search.config import HardwareConfig, Limits, SearchConfig, Target
+from search.limits import costs_function
 from search.run import algorithm_names, run_search
+from search.shortlist import adaptive_model
 from supernet.evaluate import Evaluation
 from supernet.lowering import lower
 from supernet.space import BLOCK_GENES, GLOBAL_GENES, SearchSpace
@@ -156,8 +171,37 @@ def measure(algorithm: str, model: FpgaCostModel, clock: Clock, *, seed: int, ev
         "curve": dict(result.curve),
         "ask_tell_ms": clock.seconds / len(seen) * 1e3,
         "run_ms": (whole_s - evaluation.seconds) / len(seen) * 1e3,
+        "duplicates": len(seen) - len(set(seen)),
         "duplicates_percent": 100 * (1 - len(set(seen)) / len(seen)),
         **{key: value for key, value in result.report.items() if isinstance(value, float)},
+    }
+
+
+def filtered_per_s(model: FpgaCostModel | AdaptiveCostModel, count: int) -> float:
+    """Random genotypes tested against a target by one second of CPU time; they are drawn beforehand."""
+    bounds = latency_bounds(SPACE, model)
+    limit_ms = bounds.fastest_ms + 0.3 * (bounds.slowest_ms - bounds.fastest_ms)
+    costs_of = costs_function(SPACE, model, Limits())
+    drawn = np.array_split(SPACE.sample(np.random.default_rng(0), count), max(1, count // 20_000))
+    costs_of(drawn[0][:1])  # which designs hold a subnet is looked up once
+    started = time.process_time()
+    met = sum(int(costs_of(genotypes).meet(limit_ms).sum()) for genotypes in drawn)
+    seconds = time.process_time() - started
+    assert 0 < met < count
+    return count / seconds
+
+
+def filters(model: FpgaCostModel, count: int) -> dict[str, float]:
+    """The keys of the last line that are about analytic candidates."""
+    started = time.process_time()
+    adaptive = adaptive_model(SPACE, HardwareConfig(accelerator="per_subnet"), model.device, limited=model.device)
+    shortlist_s = time.process_time() - started
+    return {
+        "analytic_per_s": round(filtered_per_s(model, count)),
+        "analytic_per_subnet_per_s": round(filtered_per_s(adaptive, count)),
+        "shortlist": len(adaptive.shortlist),
+        "grid": adaptive.grid_size,
+        "shortlist_s": round(shortlist_s, 2),
     }
 
 
@@ -173,10 +217,12 @@ def main() -> None:
     names = options.algorithms or names
     model = cost_model()
     medians = {}
+    duplicates = 0
     for name in names:
         clock = Clock()
         timed = register_timed(name, clock)
         runs = [measure(timed, model, clock, seed=seed, evaluations=evaluations) for seed in seeds]
+        duplicates += sum(run.pop("duplicates") for run in runs)
         curves = [run.pop("curve") for run in runs]
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for part in (100, 200):
@@ -186,7 +232,13 @@ def main() -> None:
             print(f"{'':10}", *(f"{key:>18}" for key in COLUMNS))
         print(f"{name:10}", *(f"{median[key]:18.4f}" for key in COLUMNS), flush=True)
         medians[name] = median
-    print(json.dumps({name: {key: round(value, 5) for key, value in m.items()} for name, m in medians.items()}))
+    found = filters(model, 200_000 if options.quick else 1_000_000)
+    print(*(f"{key} {value:,}" for key, value in found.items()), sep="   ")
+    document: dict[str, Any] = {name: {key: round(value, 5) for key, value in m.items()} for name, m in medians.items()}
+    if "evolution" in medians:
+        document["overhead_us"] = round(1e3 * medians["evolution"]["run_ms"], 1)
+        document["ask_tell_us"] = round(1e3 * medians["evolution"]["ask_tell_ms"], 1)
+    print(json.dumps(document | {"duplicates": duplicates, **found}))
 
 
 if __name__ == "__main__":
