@@ -114,8 +114,10 @@ class Breeder:
         """
         ratio = self._loss / self._saving
         noise = self._problem.rng.normal(size=possible.shape) * _NOISE * np.median(np.abs(ratio))
-        order = np.where(possible, sign * ratio + noise, np.inf)
-        return np.asarray(order.argsort(axis=1).argsort(axis=1))
+        order = np.where(possible, sign * ratio + noise, np.inf).argsort(axis=1)
+        ranks = np.empty_like(order)
+        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None, :], axis=1)
+        return ranks
 
 
 def ridge_slopes(genotypes: Genotypes, values: FloatArray, *, strength: float) -> FloatArray:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -96,14 +96,16 @@ def _best(workload: Workload, **settings: Any) -> AcceleratorConfig:
 
 def _sizes(parts: SpaceParts) -> IntArray:
     """Tokens and bytes of activations of all subnets, and of some that do not exist, without repetition; (A, 2)."""
-    most = parts.population.part_tokens()
+    figures = (parts.population.part_tokens(), parts.population.part_activation_bytes)
     found = []
-    for stem, head, mixers, mlps in zip(parts.stems, parts.heads, parts.mixers, parts.mlps, strict=True):
-        members = np.concatenate([[stem, head], mixers, mlps])
-        # A network is as large as its largest part.
-        activation_bytes = np.unique(parts.population.part_activation_bytes[members])
-        found.append(np.stack([np.full_like(activation_bytes, most[members].max()), activation_bytes], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    for runs in zip(parts.stems[:, None], parts.heads[:, None], parts.mixers, parts.mlps, strict=True):
+        # A network is as large as its largest part, and has one of each kind.
+        values = []
+        for figure in figures:
+            different = np.unique(figure[np.concatenate(runs)])
+            values.append(different[different >= max(figure[run].min() for run in runs)].tolist())
+        found += list(product(*values))
+    return np.unique(np.array(found, dtype=np.int64), axis=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
