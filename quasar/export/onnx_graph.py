@@ -50,9 +50,13 @@ class GraphBuilder:
         )
         return name
 
-    def cast_int8(self, x: str, *, name: str) -> str:
-        """Adds a cast to 8-bit integers."""
-        return self.op("Cast", x, name=name, to=self._onnx.TensorProto.INT8)
+    def cast(self, x: str, kind: str, *, name: str) -> str:
+        """Adds a cast to a type by its name in ONNX, such as "INT8"."""
+        return self.op("Cast", x, name=name, to=self._onnx.TensorProto.DataType.Value(kind))
+
+    def double(self, x: str, *, name: str) -> str:
+        """Adds a cast to float64."""
+        return self.cast(x, "DOUBLE", name=name)
 
     def reshape(self, x: str, shape: tuple[int, ...], *, name: str) -> str:
         """Adds a reshape; -1 stands for what is left."""
@@ -60,13 +64,20 @@ class GraphBuilder:
         return self.op("Reshape", x, sizes, name=name)
 
     def model(
-        self, *, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape], metadata: dict[str, str]
+        self,
+        *,
+        name: str,
+        inputs: dict[str, Shape],
+        outputs: dict[str, Shape],
+        metadata: dict[str, str],
+        input_type: str = "FLOAT",
+        output_type: str = "FLOAT",
     ) -> ModelProto:
-        """The model with float32 inputs and outputs of these shapes, after onnx has checked it."""
-        helper = self._onnx.helper
+        """The model with inputs and outputs of these shapes, and of types by name, after onnx has checked it."""
+        helper, types = self._onnx.helper, self._onnx.TensorProto.DataType
         ends = [
-            [helper.make_tensor_value_info(key, self._onnx.TensorProto.FLOAT, shape) for key, shape in values.items()]
-            for values in (inputs, outputs)
+            [helper.make_tensor_value_info(key, types.Value(kind), shape) for key, shape in values.items()]
+            for values, kind in ((inputs, input_type), (outputs, output_type))
         ]
         model: ModelProto = helper.make_model(
             helper.make_graph(self._nodes, name, *ends, initializer=list(self._constants.values())),

@@ -190,7 +190,7 @@ class QdqBuilder(GraphBuilder):
         ):
             part = f"{name}.{label}{WEIGHT_SUFFIX}"
             if codes.size and bits <= NIBBLE_BITS:
-                parts.append(self.cast_int8(self.int4(part, codes), name=f"{part}.int8"))
+                parts.append(self.cast(self.int4(part, codes), "INT8", name=f"{part}.int8"))
             elif codes.size:
                 parts.append(self.constant(part, codes))
         joined = self.op("Concat", *parts, name=f"{name}.groups", axis=1) if len(parts) > 1 else parts[0]
