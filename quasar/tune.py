@@ -32,12 +32,12 @@ from ray.tune.search.optuna import OptunaSearch
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.files import write_atomic
 from quasar.config import RunConfig, differing_keys, load_config
+from quasar.figures import trials_figure
 from quasar.pipeline import check_names, prepare, set_up_torch
 from quasar.progress import stage
 from quasar.ray_cluster import cluster
 from quasar.run_folder import RunFolder, open_run
 from quasar.sweep import Sweep, check_sweep, distributions, load_sweep, settings
-from quasar.tune_figures import trials_figure
 from quasar.tune_journal import Journal, Trial
 from supernet.config import Progress
 from supernet.data.config import DataConfig
