@@ -85,13 +85,23 @@ def print_profile(document: Mapping[str, Any]) -> None:
         table.add_row(name.split("_")[0], *(f"{value / scale:,.4g}" for value in values), unit)
     console = _console()
     console.print(table)
-    console.print(
-        "   ".join(
-            f"{name.upper()} {row['used']:,} of {row['limit']:,} allowed" for name, row in document["resources"].items()
-        )
-        + " (one accelerator for all subnets)",
-        highlight=False,
+    resources = "   ".join(
+        f"{name.upper()} {row['used']:,} of {row['limit']:,} allowed" for name, row in document["resources"].items()
     )
+    designs = document["accelerators"]
+    if designs is None:
+        console.print(f"{resources} (one accelerator for all subnets)", highlight=False)
+    else:
+        first = designs["drawn"][0]
+        design = first["accelerator"]
+        size = f"{design['array_rows']}x{design['array_inputs']}"
+        console.print(f"at most {resources} (an accelerator for each subnet)", highlight=False)
+        console.print(
+            f"{designs['shortlist']} of {designs['grid']:,} designs are best for some subnet; random ones get "
+            f"{len(designs['drawn'])} of them, {size} {design['backend']} most "
+            f"often ({first['share']:.0%})",
+            highlight=False,
+        )
     console.print(
         f"{document['subnets']:.3g} subnets on {document['device']}; quantiles of random ones; energy is an estimate",
         style="dim",
