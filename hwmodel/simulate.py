@@ -15,15 +15,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
-from hwmodel.cycles import PARAMETER_BYTES, gemm_cycles
+from hwmodel.cycles import gemm_cycles
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import IntegerGemm
+from hwmodel.parameter_streams import ParameterStreams, RowTiles, StoredRows, padded
 from hwmodel.rtl_build import build, run
 from hwmodel.rtl_parameters import ENGINE, engine_parameters
 from hwmodel.workload import Gemm, Population, Workload
@@ -186,12 +186,10 @@ class _Layout:
     """Parameters of the RTL for an accelerator, and how operands lie in its streams (see the headers of the RTL)."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        columns = AcceleratorColumns.one(config)
         self.config = config
         self.streamed = config.activations == "ddr"
-        self.rows_high = int(columns.rows_per_dsp(8)) * config.array_rows
-        self.rows_low = int(columns.rows_per_dsp(4)) * config.array_rows
-        self.lanes = config.output_stream_bits // 8
+        self.streams = ParameterStreams.of(config)
+        self.lanes = self.streams.lanes
         if config.array_rows * config.array_inputs > LARGEST_ARRAY_DSPS:
             raise UsageError(
                 f"an array of {config.array_rows} x {config.array_inputs} is too large to simulate; "
@@ -236,7 +234,10 @@ class _Layout:
     def encode(self, job: SimulationJob, *, cap: int) -> bytes:
         """The job in the form that the test bench reads."""
         gemm = job.gemm
-        activations, weights = self._activation_stream(gemm), self._weight_stream(gemm)
+        stored = StoredRows(
+            weights=gemm.weights, rows_high=gemm.rows_high, bias=gemm.bias, mantissa=gemm.mantissa, shift=gemm.shift
+        )
+        activations, weights = self._activation_stream(gemm), self.streams.rows(stored)
         # The table's address is a code's byte: codes 0 to 127 come first.
         table = b"" if gemm.table is None else np.roll(gemm.table, 128).tobytes()
         mantissas, shifts = gemm.token_factors or (np.zeros(0, dtype=np.int64),) * 2
@@ -268,8 +269,7 @@ class _Layout:
 
     def output_bytes(self, gemm: IntegerGemm) -> int:
         """Bytes of the output stream, padding included."""
-        tiles_high, tiles_low = self._row_tiles(gemm)
-        groups = tiles_high * -(-self.rows_high // self.lanes) + tiles_low * -(-self.rows_low // self.lanes)
+        groups = sum(kind.tiles * -(-kind.tile_rows // self.lanes) for kind in self._kinds(gemm))
         return groups * gemm.tokens * 2 * self.lanes
 
     def decode(self, gemm: IntegerGemm, stream: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -279,8 +279,7 @@ class _Layout:
         """
         parts, at = [], 0
         for kind in self._kinds(gemm):
-            padded = self.lanes * -(-kind.tile_rows // self.lanes)
-            shape = (kind.tiles, gemm.tokens, padded)
+            shape = (kind.tiles, gemm.tokens, self.lanes * -(-kind.tile_rows // self.lanes))
             codes = stream[at : at + math.prod(shape)].reshape(shape)[:, :, : kind.tile_rows]
             parts.append(codes.transpose(1, 0, 2).reshape(gemm.tokens, kind.tiles * kind.tile_rows)[:, : kind.rows])
             at += math.prod(shape)
@@ -293,12 +292,8 @@ class _Layout:
         high, low = self._kinds(gemm)
         return high.tiles, low.tiles
 
-    def _kinds(self, gemm: IntegerGemm) -> tuple[_Kind, _Kind]:
-        rows_low = gemm.rows - gemm.rows_high
-        return (
-            _Kind(low=False, rows=gemm.rows_high, tile_rows=self.rows_high, tiles=-(-gemm.rows_high // self.rows_high)),
-            _Kind(low=True, rows=rows_low, tile_rows=self.rows_low, tiles=-(-rows_low // self.rows_low)),
-        )
+    def _kinds(self, gemm: IntegerGemm) -> tuple[RowTiles, RowTiles]:
+        return self.streams.kinds(rows_high=gemm.rows_high, rows_low=gemm.rows - gemm.rows_high)
 
     def _activation_stream(self, gemm: IntegerGemm) -> bytes:
         """Words of P_k codes: for each k tile, all tokens; on chip once, else for every row tile, in whole beats."""
@@ -308,52 +303,5 @@ class _Layout:
         tiles = codes.reshape(gemm.tokens, k_tiles, width).transpose(1, 0, 2).reshape(k_tiles, -1)
         if not self.streamed:
             return tiles.tobytes()
-        padded = _padded(tiles, unit=self.words_per_beat * width)
-        return padded.tobytes() * sum(self._row_tiles(gemm))
-
-    def _weight_stream(self, gemm: IntegerGemm) -> bytes:
-        """For each row tile its parameters, group by group, then its k tiles, input by input; all in whole beats."""
-        width, k_tiles = self.config.array_inputs, self._k_tiles(gemm)
-        beat_bytes = self.config.weight_stream_bits // 8
-        parameters = np.zeros(gemm.rows, dtype=[("bias", "<i4"), ("mantissa", "<u2"), ("shift", "u1")])
-        parameters["bias"], parameters["mantissa"], parameters["shift"] = gemm.bias, gemm.mantissa, gemm.shift
-        stream, first = [], 0
-        for kind in self._kinds(gemm):
-            here, shape = slice(first, first + kind.rows), (kind.tiles, kind.tile_rows)
-            first += kind.rows
-            groups = -(-kind.tile_rows // self.lanes)
-            records = np.zeros((kind.tiles, groups * self.lanes), dtype=parameters.dtype)
-            records[:, : kind.tile_rows] = _padded(parameters[here], unit=kind.tile_rows).reshape(shape)
-            header = records.view(np.uint8).reshape(kind.tiles, groups, PARAMETER_BYTES * self.lanes)
-            codes = np.zeros((kind.tiles * kind.tile_rows, k_tiles * width), dtype=np.int8)
-            codes[: kind.rows, : gemm.inputs] = gemm.weights[here]
-            by_input = codes.reshape(*shape, k_tiles, width).transpose(0, 2, 3, 1)
-            weights = by_input.reshape(kind.tiles, k_tiles, width * kind.tile_rows)
-            parts = (header, _nibbles(weights) if kind.low else weights.view(np.uint8))
-            beats = [_padded(part, unit=beat_bytes) for part in parts]
-            rows = [part.reshape(kind.tiles, part.shape[1] * part.shape[2]) for part in beats]
-            stream.append(np.concatenate(rows, axis=1).tobytes())
-        return b"".join(stream)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Kind:
-    """The rows of one precision, and how many of them each of the row tiles holds."""
-
-    low: bool
-    rows: int
-    tile_rows: int
-    tiles: int
-
-
-def _padded(values: NDArray[Any], *, unit: int) -> NDArray[Any]:
-    """`values` with zeros behind along the last axis, up to a multiple of `unit`."""
-    result = np.zeros((*values.shape[:-1], unit * -(-values.shape[-1] // unit)), dtype=values.dtype)
-    result[..., : values.shape[-1]] = values
-    return result
-
-
-def _nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pairs of 4-bit codes along the last axis, the first one in the lower half of the byte."""
-    pairs = _padded(codes, unit=2).astype(np.uint8) & 15
-    return np.asarray(pairs[..., 0::2] | pairs[..., 1::2] << 4, dtype=np.uint8)
+        beats = padded(tiles, unit=self.words_per_beat * width)
+        return beats.tobytes() * sum(self._row_tiles(gemm))

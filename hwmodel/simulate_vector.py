@@ -24,6 +24,7 @@ from hwmodel.integer_vector import (
     IntegerVector,
     mean_factor,
 )
+from hwmodel.parameter_streams import norm_stream
 from hwmodel.rtl_build import build, run
 from hwmodel.rtl_parameters import VECTOR_UNIT, vector_parameters
 from hwmodel.simulate import LARGEST_FIELD, RunSettings, SimulationResult
@@ -133,7 +134,8 @@ class _Layout:
             table = operation.table.tobytes()
         else:
             constants = operation.constants
-            x, p = self._beats(operation.x, seed=job.seed), self._parameters(operation)
+            x = self._beats(operation.x, seed=job.seed)
+            p = norm_stream(constants.gain, constants.bias, lanes=self.lanes, beat_bytes=self.stream_bits // 8)
             epsilon, out_shift = constants.epsilon, constants.shift
             factor, mean_shift = mean_factor(operation.width)
         beat_bytes = _ELEMENT_BYTES * self.lanes
@@ -183,15 +185,3 @@ class _Layout:
         beats = np.random.default_rng(seed).integers(-(2**15), 2**15, shape, dtype=np.int16)
         beats[:, : rows.shape[1]] = rows
         return beats.astype("<i2").tobytes()
-
-    def _parameters(self, operation: IntegerLayerNorm) -> bytes:
-        """Gain and bias of each channel, `lanes` channels a group, each group in whole beats."""
-        groups = -(-operation.width // self.lanes)
-        channels = np.zeros(groups * self.lanes, dtype=[("gain", "<i2"), ("bias", "<i4")])
-        channels["gain"][: operation.width] = operation.constants.gain
-        channels["bias"][: operation.width] = operation.constants.bias
-        records = channels.view(np.uint8).reshape(groups, -1)
-        beat_bytes = self.stream_bits // 8
-        padded = np.zeros((groups, beat_bytes * -(-records.shape[1] // beat_bytes)), dtype=np.uint8)
-        padded[:, : records.shape[1]] = records
-        return padded.tobytes()
