@@ -1,18 +1,23 @@
 """An exported subnet as a folder that says everything about itself, and that is either whole or refused.
 
-    manifest.json       what was exported from what, accuracies, versions, and size and sha256 of all other files
+    manifest.json       what was exported from what, rows and scales of each layer, accuracies, cost, versions, where
+                        all lies in weights.bin, and size and sha256 of all other files (see `MANIFEST_SCHEMA`)
     config.json         all that the network and its input need: subnet, data, normalization, classes, and the scales
                         that the integer network adds to the subnet's own (`supernet.integer_vit.IntegerRanges`)
     model.safetensors   the integer weight codes, scales, biases and activation scales of `SubnetViT`
     model_qdq.onnx      the same network for ONNX Runtime, see `quasar.export.onnx_qdq`
+    model_int.onnx      the network in the integers of the hardware, see `quasar.export.onnx_int`
+    model_int8.onnx     the same without INT4, for runtimes that do not know that type
+    weights.bin         its integers in the order of the accelerator's streams, see `quasar.export.weights_file`
     subnet.yaml         the architecture alone, for `quasar hw estimate`
-    vectors.npz         golden vectors: codes of some training images (N, C, H, W) and of their logits (N, classes)
+    vectors.npz         golden vectors: `images`, codes of some training images (N, C, H, W), `logits`, codes of theirs
+                        (N, classes), and `tensors/<layer>`, what every layer gives for the first image
     cost.json           the predicted cost on the device, layer by layer, and the accelerator
     README.md           a model card
 
-A bundle is written beside its place, under a name that starts with a dot, and renamed when it is complete: a killed
-export leaves no bundle, at most such a folder, which can be deleted. The manifest holds a digest of itself, so that
-`load_bundle` notices a change of any byte in any file.
+docs/bundle.md describes every field. A bundle is written beside its place, under a name that starts with a dot, and
+renamed when it is complete: a killed export leaves no bundle, at most such a folder, which can be deleted. The manifest
+holds a digest of itself, so that `load_bundle` notices a change of any byte in any file.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -42,29 +47,40 @@ from hwmodel.cost import CostEstimate
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.integer_vector import Operation
 from quasar.export.card import model_card
+from quasar.export.onnx_int import build_integer, expected_tensors
 from quasar.export.onnx_qdq import build_qdq
 from quasar.export.optional import require
+from quasar.export.weights_file import WeightsIndex, pack_weights, unpack_weights
 from supernet.data.config import DataConfig
 from supernet.integer_vit import IntegerRanges, IntegerViT, find_ranges
-from supernet.standalone import SubnetViT
+from supernet.lowering import lower
+from supernet.standalone import SubnetBlock, SubnetViT
 from supernet.subnet import Subnet
 from supernet.validation import validate
 
-FORMAT = 2
-MANIFEST, CONFIG, WEIGHTS, ONNX, VECTORS, SUBNET, COST, CARD = (
+FORMAT = 3
+MANIFEST, CONFIG, WEIGHTS, ONNX, INTEGER_ONNX, INTEGER_ONNX_INT8, PACKED, VECTORS, SUBNET, COST, CARD = (
     "manifest.json",
     "config.json",
     "model.safetensors",
     "model_qdq.onnx",
+    "model_int.onnx",
+    "model_int8.onnx",
+    "weights.bin",
     "vectors.npz",
     "subnet.yaml",
     "cost.json",
     "README.md",
 )
 #: all files but the manifest
-FILES = (CONFIG, WEIGHTS, ONNX, VECTORS, SUBNET, COST, CARD)
+FILES = (CONFIG, WEIGHTS, ONNX, INTEGER_ONNX, INTEGER_ONNX_INT8, PACKED, VECTORS, SUBNET, COST, CARD)
+#: in the package, beside this module
+MANIFEST_SCHEMA = "manifest.schema.json"
 #: images whose integer logits a bundle holds
 GOLDEN_IMAGES = 4
+#: figures of the cost that the manifest repeats
+_COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
+_TENSORS = "tensors/"
 _PACKAGES = ("quasar-nas", "torch", "onnx", "numpy")
 
 
@@ -126,8 +142,35 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRecord:
+    """A linear with stored weights: its sizes, and how many of its rows have how many bits."""
+
+    inputs: int
+    rows_high: int
+    rows_low: int
+    high_bits: int
+    low_bits: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeRecord:
+    """A tensor of the network: a code q stands for the value (q - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The content of `manifest.json` without its own digest; see `BundleInfo`. `created` is in ISO 8601, UTC."""
+    """The content of `manifest.json` without its own digest; see `BundleInfo`.
+
+    Attributes:
+        created: time in ISO 8601, UTC.
+        layers: by name, see `supernet.lowering`.
+        codes: of the tensors between layers: "image", "residual", "logits", "norm", and of each block "norm1", "q",
+            "k", "v", "scores", "mixed", "norm2", "fc1" and "gelu".
+        weights: where everything lies in weights.bin.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -135,11 +178,16 @@ class Manifest:
     created: str
     latency_ms: float | None
     fps: float | None
+    device: str
+    cost: dict[str, int | float]
     subnet_digest: str
     checkpoint_digest: str
     data_digests: dict[str, str]
     val_accuracy: float | None
     test_accuracy: float | None
+    layers: dict[str, LayerRecord]
+    codes: dict[str, CodeRecord]
+    weights: WeightsIndex
     versions: dict[str, str]
     files: dict[str, FileRecord]
 
@@ -173,12 +221,27 @@ class Bundle:
         """The network in the arithmetic of the hardware; raises `DamagedInputError`."""
         return IntegerViT.of(self.module(), self.config.integer)
 
+    def packed_network(self) -> IntegerViT:
+        """The network that weights.bin holds; raises `DamagedInputError`."""
+        path = self.folder / PACKED
+        return unpack_weights(_read(path), self.manifest.weights, self.config.subnet, source=str(path))
+
     def vectors(self) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
         """Golden vectors: codes of images (N, C, H, W) and of their logits (N, classes); raises `DamagedInputError`."""
+        arrays = self._vectors()
+        return arrays["images"], arrays["logits"]
+
+    def golden_tensors(self) -> dict[str, NDArray[Any]]:
+        """What every layer gives for the first golden image, see `expected_tensors`; raises `DamagedInputError`."""
+        arrays = self._vectors()
+        return {name.removeprefix(_TENSORS): array for name, array in arrays.items() if name.startswith(_TENSORS)}
+
+    def _vectors(self) -> dict[str, NDArray[Any]]:
         path = self.folder / VECTORS
         try:
             with np.load(path) as file:
-                return file["images"], file["logits"]
+                arrays = dict(file)
+            return {"images": arrays.pop("images"), "logits": arrays.pop("logits")} | arrays
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DamagedInputError(f"{path}: cannot be read as golden vectors ({error}); export again") from None
 
@@ -307,8 +370,10 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
     ranges = find_ranges(module, images)
     network = IntegerViT.of(module, ranges)
     golden = network.quantize_images(images[:GOLDEN_IMAGES])
+    tensors = {f"{_TENSORS}{name}": array for name, array in expected_tensors(network, golden[:1]).items()}
     vectors = io.BytesIO()
-    np.savez_compressed(vectors, images=golden, logits=network(golden))
+    np.savez_compressed(vectors, images=golden, logits=network(golden), **tensors)
+    packed, index = pack_weights(network, info.accelerator)
     config = BundleConfig(
         format_version=FORMAT,
         subnet=subnet,
@@ -333,6 +398,9 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
         CONFIG: _json_text(asdict(config) | {"subnet": subnet.to_dict()}).encode(),
         WEIGHTS: safetensors.torch.save(state),
         ONNX: model.SerializeToString(deterministic=True),
+        INTEGER_ONNX: build_integer(network).SerializeToString(deterministic=True),
+        INTEGER_ONNX_INT8: build_integer(network, int4=False).SerializeToString(deterministic=True),
+        PACKED: packed,
         VECTORS: vectors.getvalue(),
         SUBNET: yaml.safe_dump(subnet.to_dict(), sort_keys=False).encode(),
         COST: _json_text(cost).encode(),
@@ -343,11 +411,26 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_ms=info.latency_ms,
         fps=info.fps,
+        device=info.device,
+        cost={key: value for key, value in info.cost.to_dict().items() if key in _COST_KEYS},
         subnet_digest=subnet.digest,
         checkpoint_digest=info.checkpoint_digest,
         data_digests=info.data_digests,
         val_accuracy=info.val_accuracy,
         test_accuracy=info.test_accuracy,
+        layers={
+            gemm.name: LayerRecord(
+                inputs=gemm.inputs,
+                rows_high=gemm.rows_high,
+                rows_low=gemm.rows_low,
+                high_bits=subnet.high_bits,
+                low_bits=subnet.low_bits,
+            )
+            for gemm in lower(subnet).gemms
+            if gemm.stored
+        },
+        codes=_codes(module, ranges),
+        weights=index,
         versions={"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         files={
             name: FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -357,6 +440,21 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
     # As it will be read, so that an int in place of a float does not look like damage then.
     manifest = validate(Manifest, asdict(manifest), source=MANIFEST)
     return contents | {MANIFEST: manifest.to_text().encode()}
+
+
+def _codes(module: SubnetViT, ranges: IntegerRanges) -> dict[str, CodeRecord]:
+    """The scales of all tensors between layers."""
+    sites = [("", module.sites)]
+    scales = {"residual": ranges.residual, "logits": ranges.logits}
+    for index, (child, scores) in enumerate(zip(module.blocks, ranges.scores, strict=True)):
+        block = cast(SubnetBlock, child)
+        sites += [(f"blocks.{index}.", block.sites), (f"blocks.{index}.", block.mixer_sites)]
+        scales[f"blocks.{index}.scores"] = scores
+    return {name: CodeRecord(scale=scale, zero_point=0) for name, scale in scales.items()} | {
+        f"{prefix}{name}": CodeRecord(scale=scale, zero_point=round(zero_point))
+        for prefix, own in sites
+        for name, scale, zero_point in zip(own.names, own.scale.tolist(), own.zero_point.tolist(), strict=True)
+    }
 
 
 def _target_text(info: BundleInfo) -> str:

@@ -244,7 +244,11 @@ def build_integer(network: IntegerViT, *, int4: bool = True) -> ModelProto:
 
 
 def expected_tensors(network: IntegerViT, images_BCHW: Int8Array) -> dict[str, NDArray[Any]]:
-    """What the tensors of the layers must be for these images, by name; each is flat, in the order of the graph's."""
+    """What the tensors of the layers must be for these images, by name.
+
+    Each has the rows of all images, and in attention of all heads of an image, one after the other: the graph's order,
+    if not its shape.
+    """
     parts: dict[str, list[NDArray[Any]]] = {}
 
     def record(name: str, operation: Operation) -> None:
@@ -253,9 +257,7 @@ def expected_tensors(network: IntegerViT, images_BCHW: Int8Array) -> dict[str, N
             parts.setdefault(f"{name}{FACTOR_SUFFIX}", []).append(_factor(*operation.factors()))
 
     logits = network(images_BCHW, record)
-    return {name: np.concatenate([part.reshape(-1) for part in own]) for name, own in parts.items()} | {
-        "logits": logits.reshape(-1)
-    }
+    return {name: np.concatenate(own) for name, own in parts.items()} | {"logits": logits}
 
 
 def watched(model: ModelProto, names: list[str]) -> ModelProto:

@@ -22,9 +22,12 @@ BUNDLE_FILES = {
     "cost.json",
     "manifest.json",
     "model.safetensors",
+    "model_int.onnx",
+    "model_int8.onnx",
     "model_qdq.onnx",
     "subnet.yaml",
     "vectors.npz",
+    "weights.bin",
 }
 TARGET_KEYS = {
     "latency_ms",

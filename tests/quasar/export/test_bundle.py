@@ -5,26 +5,42 @@ import os
 import re
 import shutil
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
-from quasar.export.bundle import GOLDEN_IMAGES, load_bundle, target_folder_name, write_bundle
+from quasar.export.bundle import (
+    GOLDEN_IMAGES,
+    MANIFEST_SCHEMA,
+    Manifest,
+    load_bundle,
+    target_folder_name,
+    write_bundle,
+)
+from quasar.export.onnx_int import expected_tensors
+from quasar.export.weights_file import first_difference
 from supernet.lowering import lower
 from supernet.subnet import Subnet
 
+COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 FILES = (
     "README.md",
     "config.json",
     "cost.json",
     "manifest.json",
     "model.safetensors",
+    "model_int.onnx",
+    "model_int8.onnx",
     "model_qdq.onnx",
     "subnet.yaml",
     "vectors.npz",
+    "weights.bin",
 )
 
 
@@ -99,10 +115,71 @@ def test_a_bundle_tells_all_about_itself(exported, make_info):
     assert (manifest.subnet_digest, manifest.checkpoint_digest) == (subnet.digest, info.checkpoint_digest)
     assert manifest.data_digests == info.data_digests
     assert manifest.versions.keys() == {"python", "quasar-nas", "torch", "onnx", "numpy"}
+    assert manifest.device == "zcu102"
+    assert manifest.cost == {key: info.cost.to_dict()[key] for key in COST_KEYS}
     assert manifest.files["README.md"].bytes == (folder / "README.md").stat().st_size
     assert Subnet.load(folder / "subnet.yaml") == subnet
     cost = json.loads((folder / "cost.json").read_text())
     assert cost == {"device": "zcu102", "accelerator": info.accelerator.to_dict(), "cost": info.cost.to_dict()}
+
+
+def test_the_manifest_lists_layers_and_codes(exported):
+    module, _, folder = exported
+    manifest, subnet = load_bundle(folder).manifest, module.subnet
+    stored = [gemm for gemm in lower(subnet).gemms if gemm.stored]
+    assert {name: (own.inputs, own.rows_high, own.rows_low) for name, own in manifest.layers.items()} == {
+        gemm.name: (gemm.inputs, gemm.rows_high, gemm.rows_low) for gemm in stored
+    }
+    assert {(own.high_bits, own.low_bits) for own in manifest.layers.values()} == {(8, 4)}
+    block = ("norm1", "q", "k", "v", "scores", "mixed", "norm2", "fc1", "gelu")
+    names = {f"blocks.{index}.{site}" for index in range(subnet.depth) for site in block}
+    assert manifest.codes.keys() == names | {"image", "residual", "logits", "norm"}
+    assert manifest.codes["image"].scale == manifest.weights.image_scale
+    assert manifest.codes["blocks.0.gelu"].zero_point != 0  # GELU is asymmetric
+    assert manifest.codes["residual"].scale == load_bundle(folder).config.integer.residual
+
+
+def test_the_schema_is_that_of_the_manifest(exported):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(files("quasar.export").joinpath(MANIFEST_SCHEMA).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    manifest = json.loads((exported[2] / "manifest.json").read_text())
+    validator.validate(manifest)
+    assert schema["properties"].keys() == {field.name for field in dataclasses.fields(Manifest)} | {"digest"}
+    assert schema["properties"]["files"]["properties"].keys() == set(FILES) - {"manifest.json"}
+    for path, value in {
+        ("format_version",): 2,
+        ("test_accuracy",): 1.5,
+        ("layers", "head", "rows_high"): -1,
+        ("codes", "image", "scale"): 0,
+        ("weights", "sections", 0, "offset"): 1,
+        ("weights", "order", "lanes"): 0,
+        ("files", "README.md", "sha256"): "?",
+        ("news",): 1,
+    }.items():
+        changed = json.loads(json.dumps(manifest))
+        inner = changed
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        assert not validator.is_valid(changed), path
+
+
+def test_all_forms_of_the_integer_network_are_in_a_bundle(exported):
+    bundle = load_bundle(exported[2])
+    network = bundle.integer_network()
+    assert first_difference(network, bundle.packed_network()) is None
+    images, logits = bundle.vectors()
+    for name, bits in (("model_int.onnx", True), ("model_int8.onnx", False)):
+        model = onnx.load(exported[2] / name)
+        assert any(tensor.data_type == onnx.TensorProto.INT4 for tensor in model.graph.initializer) == bits
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(None, {"images": images})[0], logits)
+    expected, golden = expected_tensors(network, images[:1]), bundle.golden_tensors()
+    assert list(golden) == list(expected)
+    for name, array in golden.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_the_card_holds_the_numbers_that_matter(exported, make_info):
@@ -163,8 +240,16 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
 
 def test_a_newer_format_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3, "news": 1}))
-    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 3, .* reads 2"):
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 4, "news": 1}))
+    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 4, .* reads 3"):
+        load_bundle(copy)
+
+
+def test_a_bundle_of_an_older_format_says_what_helps(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    older = {key: value for key, value in manifest.items() if key not in ("layers", "codes", "weights", "cost")}
+    (copy / "manifest.json").write_text(json.dumps(older | {"format_version": 2}))
+    with pytest.raises(DamagedInputError, match=r"format 2, .* reads 3; export again with this version"):
         load_bundle(copy)
 
 
