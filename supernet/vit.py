@@ -16,7 +16,7 @@ small, which lets deep and shallow subnets share weights. In hardware they fold 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 import torch
@@ -264,11 +264,23 @@ class ElasticBlock(nn.Module):
         drop_path_2B: Tensor | None,
     ) -> Tensor:
         """The residual stream (B, T, D) after the block; see `SupernetViT.forward`."""
+        return self.of(subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B)(x_BTD)
+
+    def of(
+        self,
+        subnet: Subnet,
+        block: BlockChoice,
+        observer: Observer | None,
+        *,
+        weights: Weights,
+        drop_path_2B: Tensor | None,
+    ) -> Callable[[Tensor], Tensor]:
+        """The block as it is in a subnet: a function of the residual stream that has its weights already."""
         width = subnet.embed_dim
         mixer = cast(ElasticAttention, self.mixers[block.operator])
         scales = self.sites.scales() | mixer.sites.scales()
-        return functional.encoder_block(
-            x_BTD,
+        return functools.partial(
+            functional.encoder_block,
             norm1=self.norm1.active(width),
             norm2=self.norm2.active(width),
             scale1=_branch_scale(self.scale1, width, None if drop_path_2B is None else drop_path_2B[0]),
