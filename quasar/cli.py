@@ -336,20 +336,25 @@ def evaluate(
 def verify(
     path: Annotated[Path, typer.Argument(help="Exported bundle, or a run folder for all of its bundles.")],
     *,
+    rtl: Annotated[bool, typer.Option("--rtl", help="Also simulate the RTL on all that it does for an image.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Run exported models in ONNX Runtime on the test set and compare them with the extracted subnets."""
+    """Check every file of exported bundles, and their models in other runtimes against the extracted subnets."""
     from quasar import evaluation, summary
 
-    reports = evaluation.verify_path(path)
+    reports = evaluation.verify_path(path, rtl=rtl)
     if not as_json:
         summary.print_verification(reports)
-    failed = [name for name, report in reports.items() if not report["passed"]]
+    failed = [
+        f"{name}: {check['name']}"
+        for name, report in reports.items()
+        for check in report["checks"]
+        if check["status"] == "FAILED"
+    ]
     document = {"passed": not failed, "bundles": reports}
     if failed:
-        reason = f"{path}: {', '.join(failed)} differ from the extracted subnets by more than the tolerance"
-        raise CheckFailedError(reason, document)
+        raise CheckFailedError(f"{path}: checks failed: {', '.join(failed)}", document)
     return document
 
 

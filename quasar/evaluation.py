@@ -49,8 +49,8 @@ def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, An
     return {"subnet": label, "digest": module.subnet.digest, "split": split, **asdict(result)}
 
 
-def verify_path(path: Path) -> dict[str, dict[str, Any]]:
-    """Verifies a bundle, or all bundles of a run; one report for each folder name."""
+def verify_path(path: Path, *, rtl: bool = False) -> dict[str, dict[str, Any]]:
+    """Verifies a bundle, or all bundles of a run, on the RTL too if wanted; one report for each folder name."""
     if _is_bundle(path):
         folders = [path]
     else:
@@ -62,7 +62,7 @@ def verify_path(path: Path) -> dict[str, dict[str, Any]]:
     for folder in folders:
         bundle = load_bundle(folder)
         with stage(f"verify {folder.name}") as progress:
-            report = verify_bundle(bundle, _bundle_split(bundle, "test"), progress=progress)
+            report = verify_bundle(bundle, _bundle_split(bundle, "test"), rtl=rtl, progress=progress)
         reports[folder.name] = report.to_dict()
     return reports
 

@@ -249,20 +249,14 @@ def program() -> str:
 
 
 def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """One line for each bundle: three accuracies, and how many labels are those of the extracted subnet."""
-    table = _table("bundle", "images", "extracted", "ONNX Runtime", "same top-1", "integers", "same top-1", "result")
+    """One line for each check of each bundle."""
     for name, report in reports.items():
-        table.add_row(
-            name,
-            f"{report['images']:,}",
-            f"{report['torch_accuracy']:.2%}",
-            f"{report['onnx_accuracy']:.2%}",
-            f"{report['agreement']:.2%}",
-            f"{report['integer_accuracy']:.2%}",
-            f"{report['integer_agreement']:.2%}",
-            "passed" if report["passed"] else "FAILED",
-        )
-    _console().print(table)
+        print(name)
+        for check in report["checks"]:
+            print(f"  {check['name']:27} {check['status']:11}  {check['detail']}")
+    missing = sum(report["not_checked"] for report in reports.values())
+    if missing:
+        print(f"{missing} of {sum(len(report['checks']) for report in reports.values())} checks were not made")
 
 
 def print_cost(cost: CostEstimate, accelerator: AcceleratorConfig, device: Device) -> None:

@@ -29,6 +29,7 @@ import os
 import platform
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -265,20 +266,26 @@ class Bundle:
             raise DamagedInputError(f"{self.folder / VECTORS}: are not the logits of this network; export again")
         return layers
 
-    def session(self) -> Any:
-        """An `onnxruntime.InferenceSession` on the CPU, from "images" to "logits".
+    def session(self, name: str = ONNX, change: Callable[[Any], Any] | None = None) -> Any:
+        """An `onnxruntime.InferenceSession` on the CPU of a model of the bundle, from "images" to "logits".
+
+        Args:
+            change: gives the `onnx.ModelProto` to load in place of the model's.
 
         Raises:
-            UsageError: onnxruntime is missing.
+            UsageError: onnxruntime, or for a change onnx, is missing.
             QuasarError: it refuses the model.
         """
         ort = require("onnxruntime")
         options = ort.SessionOptions()
         if not _has_exact_int8_products():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        path = self.folder / ONNX
+        path = self.folder / name
+        source: Any = path
+        if change is not None:
+            source = change(require("onnx").load(path)).SerializeToString()
         try:
-            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the classes of onnxruntime share no other base
             raise QuasarError(
                 f"{path}: onnxruntime {ort.__version__} cannot load it ({' '.join(str(error).split())}); "
@@ -370,9 +377,10 @@ def _contents(module: SubnetViT, info: BundleInfo, images: Tensor) -> dict[str, 
     ranges = find_ranges(module, images)
     network = IntegerViT.of(module, ranges)
     golden = network.quantize_images(images[:GOLDEN_IMAGES])
-    tensors = {f"{_TENSORS}{name}": array for name, array in expected_tensors(network, golden[:1]).items()}
+    arrays: dict[str, Any] = {"images": golden, "logits": network(golden)}
+    arrays |= {f"{_TENSORS}{name}": array for name, array in expected_tensors(network, golden[:1]).items()}
     vectors = io.BytesIO()
-    np.savez_compressed(vectors, images=golden, logits=network(golden), **tensors)
+    np.savez_compressed(vectors, **arrays)
     packed, index = pack_weights(network, info.accelerator)
     config = BundleConfig(
         format_version=FORMAT,

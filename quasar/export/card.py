@@ -107,9 +107,14 @@ def model_card(
             "",
             "## Verify it",
             "",
-            "`quasar verify FOLDER` checks every file against `manifest.json` and compares this ONNX model with the",
-            "torch model on the whole test set. The cost is in `cost.json`; `quasar hw estimate FOLDER` recomputes it",
+            "`quasar verify FOLDER` checks every file against `manifest.json`, compares all forms of the network with",
+            "each other, integer by integer where they are exact, and their accuracies on the whole test set. With",
+            "`--rtl` it also simulates the RTL. The cost is in `cost.json`; `quasar hw estimate FOLDER` recomputes it",
             "for the accelerator there.",
+            "",
+            "`model_int.onnx` is the network in the integers of the hardware, from int8 codes to int16 codes;",
+            "`weights.bin` holds its integers in the order in which the accelerator streams them. `docs/bundle.md` of",
+            "Quasar describes every file.",
             "",
         ]
     )

@@ -499,14 +499,18 @@ class TestVerify:
     def test_for_people(self, cli, finished):
         result = cli("verify", finished[0])
         assert result.code == 0
-        assert result.out.count("passed") == 2
+        names = ("files", "schema", "weights.bin", "golden vectors", "integers in ONNX Runtime")
+        names += ("integers in onnx.reference", "integer top-1", "QDQ top-1")
+        for name in names:
+            assert len(re.findall(rf"^  {re.escape(name)} +passed  ", result.out, flags=re.MULTILINE)) == 2
+        assert len(result.out.splitlines()) == 2 * (1 + len(names))
 
     def test_difference_beyond_the_tolerance(self, cli, finished, monkeypatch):
         monkeypatch.setattr("quasar.export.verify.TOLERANCE_POINTS", -1.0)
         result = cli("verify", finished[0])
         assert result.code == 1
         assert result.out.count("FAILED") == 2
-        assert "differ from the extracted subnets" in result.error
+        assert f"checks failed: {BUNDLES[0]}: QDQ top-1, {BUNDLES[1]}: QDQ top-1" in result.error
 
 
 class TestHardware:
