@@ -26,6 +26,8 @@ from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.integer import Int8Array
 
 _ROW = np.dtype([("bias", "<i4"), ("mantissa", "<u2"), ("shift", "u1")])
+#: of a row's parameters
+ROW_BYTES = _ROW.itemsize
 _CHANNEL = np.dtype([("gain", "<i2"), ("bias", "<i4")])
 
 
@@ -96,7 +98,7 @@ class ParameterStreams:
             groups = -(-kind.tile_rows // self.lanes)
             records = np.zeros((kind.tiles, groups * self.lanes), dtype=_ROW)
             records[:, : kind.tile_rows] = padded(parameters[here], unit=kind.tile_rows).reshape(shape)
-            header = records.view(np.uint8).reshape(kind.tiles, groups, _ROW.itemsize * self.lanes)
+            header = records.view(np.uint8).reshape(kind.tiles, groups, ROW_BYTES * self.lanes)
             codes = np.zeros((kind.tiles * kind.tile_rows, k_tiles * self.tile_inputs), dtype=np.int8)
             codes[: kind.rows, :inputs] = stored.weights[here]
             by_input = codes.reshape(*shape, k_tiles, self.tile_inputs).transpose(0, 2, 3, 1)
@@ -114,13 +116,13 @@ class ParameterStreams:
         parameters, weights = [], []
         for kind in self.kinds(rows_high=rows_high, rows_low=rows_low):
             groups, codes = -(-kind.tile_rows // self.lanes), self.tile_inputs * kind.tile_rows
-            group_bytes = _whole(_ROW.itemsize * self.lanes, self.beat_bytes)
+            group_bytes = _whole(ROW_BYTES * self.lanes, self.beat_bytes)
             tile_bytes = _whole(-(-codes // 2) if kind.low else codes, self.beat_bytes)
             header_bytes, all_bytes = groups * group_bytes, groups * group_bytes + k_tiles * tile_bytes
             tiles = data[at : at + kind.tiles * all_bytes].reshape(kind.tiles, all_bytes)
             at += kind.tiles * all_bytes
             header = tiles[:, :header_bytes].reshape(kind.tiles, groups, group_bytes)
-            records = np.ascontiguousarray(header[:, :, : _ROW.itemsize * self.lanes]).view(_ROW)
+            records = np.ascontiguousarray(header[:, :, : ROW_BYTES * self.lanes]).view(_ROW)
             records = records.reshape(kind.tiles, groups * self.lanes)[:, : kind.tile_rows]
             parameters.append(records.reshape(-1)[: kind.rows])
             packed = tiles[:, header_bytes:].reshape(kind.tiles, k_tiles, tile_bytes)
