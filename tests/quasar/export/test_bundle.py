@@ -214,7 +214,7 @@ def test_the_snippet_of_the_card_runs(exported, make_info, monkeypatch, capsys):
 def test_a_changed_byte_is_noticed(copy, name):
     path = copy / name
     content = path.read_bytes()
-    for position in np.linspace(0, len(content) - 1, 40).astype(int):
+    for position in np.linspace(0, len(content) - 1, 20).astype(int):
         for flip in (1, 7):  # 7 turns a line feed into a carriage return
             changed = bytearray(content)
             changed[position] ^= flip

@@ -1,10 +1,14 @@
 import dataclasses
 import json
+import re
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwmodel.errors import DamagedInputError
+from quasar.export.bundle import FILES, MANIFEST_SCHEMA
 from quasar.export.weights_file import (
     ALIGNMENT,
     WeightsIndex,
@@ -14,6 +18,8 @@ from quasar.export.weights_file import (
 )
 from supernet.integer_vit import IntegerViT, find_ranges
 from supernet.validation import validate
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "bundle.md"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +52,35 @@ def test_sections_are_aligned_and_fill_the_file(networks, make_info):
         assert section.offset - end < ALIGNMENT
         end = section.offset + section.bytes
     assert end == len(content)
+
+
+def test_the_reader_in_the_docs_reads_it(networks, make_info, tmp_path, monkeypatch):
+    """Of every linear, by NumPy alone."""
+    snippet = re.search("```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL).group(1)
+    network = networks[2]
+    content, index = pack_weights(network, make_info(network.subnet).accelerator)
+    (tmp_path / "weights.bin").write_bytes(content)
+    (tmp_path / "manifest.json").write_text(json.dumps({"weights": dataclasses.asdict(index)}))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet, names)
+    block = network.blocks[0]
+    for linear in (network.patch_embed, block.qkv, block.proj, block.fc1, block.fc2, network.head):
+        codes, parameters = names["read_rows"](linear.name)
+        np.testing.assert_array_equal(codes, linear.weights)
+        for name in ("bias", "mantissa", "shift"):
+            np.testing.assert_array_equal(parameters[name], getattr(linear, name))
+
+
+def test_the_docs_name_every_key_and_content():
+    schema = json.loads(files("quasar.export").joinpath(MANIFEST_SCHEMA).read_text())
+    weights = schema["properties"]["weights"]["properties"]
+    contents = weights["sections"]["items"]["properties"]["content"]["enum"]
+    text = DOCS.read_text(encoding="utf-8")
+    orders = weights["order"]["properties"]
+    missing = [key for key in (*schema["properties"], *orders, *contents) if f"`{key}`" not in text]
+    assert not missing
+    assert not [name for name in FILES if f"`{name}`" not in text]
 
 
 def test_a_changed_integer_is_found(networks):
