@@ -52,6 +52,7 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
     fronts: dict[str, list[figures.Point]] = {}
     for name, path, (front, trials) in zip(names, runs, searches, strict=True):
         pareto = ParetoFront.of(trials)
+        measured = [trial for trial in trials if trial.complete]
         fronts[name] = [(trial.latency_ms, trial.val_accuracy) for trial in pareto.trials]
         curves[name] = _curve(trials, reference_ms)
         config = RunFolder(path).config()
@@ -67,7 +68,7 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
                 "seconds": _seconds(path),
                 "hypervolume": pareto.hypervolume(slowest_ms=reference_ms),
                 "best_accuracy": {
-                    f"{limit:.6g}": best[0].val_accuracy if (best := best_under(trials, limit)) else None
+                    f"{limit:.6g}": best[0].val_accuracy if (best := best_under(measured, limit)) else None
                     for limit in limits
                 },
             }

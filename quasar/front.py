@@ -78,7 +78,11 @@ class Baselines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """One target and what the search chose for it; `fps` is set where the target was given so."""
+    """One target and what the search chose for it; `fps` is set where the target was given so.
+
+    `val_accuracy_integer` is that of the exported integer arithmetic on the first `val_images_integer` images of the
+    validation split: on all of them, unless that would take long. Null where a subnet has no integer form.
+    """
 
     latency_ms: float
     status: Literal["ok", "infeasible"]
@@ -90,6 +94,8 @@ class Target:
     accelerator: AcceleratorConfig | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    val_accuracy_integer: float | None = None
+    val_images_integer: int | None = None
     cost: Cost | None = None
     alternatives: tuple[Alternative, ...] = ()
 
@@ -124,4 +130,7 @@ class Front:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all keys."""
-        return cast(dict[str, Any], TypeAdapter(Front).dump_python(self, mode="json"))
+        data = cast(dict[str, Any], TypeAdapter(Front).dump_python(self, mode="json"))
+        for trial in data["pareto"]:
+            del trial["complete"]  # all of a front are
+        return data

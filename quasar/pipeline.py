@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.adaptive import AdaptiveCostModel
@@ -26,22 +28,26 @@ from quasar.run_folder import RunFolder
 from quasar.targets import build_cost_model, check_targets
 from search.algorithm import ALGORITHMS
 from search.baselines import uniform_ladder
-from search.evaluator import Evaluator, remembering, supernet_evaluator
+from search.cache import EvaluationCache
+from search.evaluator import SupernetEvaluator
 from search.importance import choice_importance
 from search.limits import costs_function
 from search.run import Ledger, SearchResult, algorithm_names, run_search
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
-from supernet.evaluate import Evaluation, evaluate
+from supernet.evaluate import Evaluation, evaluate, evaluate_integer
+from supernet.integer_vit import IntegerViT, find_ranges
 from supernet.lowering import lower
 from supernet.parallel import ALONE, Workers
-from supernet.standalone import extract
+from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
 from supernet.train import steps_per_epoch, train
 from supernet.vit import SupernetViT
 
 #: training images from which the scales of an exported integer network come
 CALIBRATION_IMAGES = 256
+#: multiply-accumulates that the integer accuracy of a chosen subnet may take: half a minute of a CPU core
+INTEGER_MACS = 1e11
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 
 
@@ -180,11 +186,13 @@ def search_stage(
     supernet, checkpoint = load_supernet(run, config)
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
+    batch_size = config.search.batch_size
+    cache = EvaluationCache(run.evaluations, checkpoint=checkpoint.digest, data=val_split.digest, batch_size=batch_size)
+    evaluator = SupernetEvaluator(supernet, val_split, batch_size=batch_size, cache=cache)
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
         run.remove("search", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
-    evaluator = remembering(supernet_evaluator(supernet, val_split, batch_size=config.search.batch_size))
     started = time.monotonic()
     with stage("search") as progress:
         result = run_search(
@@ -196,10 +204,11 @@ def search_stage(
             seed=config.seed,
             progress=progress,
             shared=config.hardware.accelerator == "shared",
+            race=evaluator.racing(config.search.racing),
         )
     if not run.timing.exists():  # a finished search that is only reported anew keeps its time
         write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
-    front = _front_document(result, config, supernet)
+    front = _front_document(result, config, supernet, splits)
     front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
     front["baselines"] = None
     if config.search.baselines and any_feasible(front):
@@ -212,7 +221,7 @@ def search_stage(
 
 
 def _baselines(
-    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: Evaluator
+    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: SupernetEvaluator
 ) -> dict[str, Any]:
     """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`.
 
@@ -228,6 +237,7 @@ def _baselines(
             journal=run.baseline("random"),
             seed=config.seed,
             progress=progress,
+            race=evaluator.racing(config.search.racing),
         )
         costs_of = costs_function(space, cost_model, config.search.limits)
         ledger = Ledger(space, evaluator, run.baseline("uniform"))
@@ -263,14 +273,18 @@ def _front_document(
     result: SearchResult,
     config: RunConfig,
     supernet: SupernetViT,
+    splits: tuple[Split, Split],
 ) -> dict[str, Any]:
     model = result.model
     chosen = {choice.subnet for choice in result.choices if choice.subnet is not None}
     test: dict[Subnet, Evaluation] = {}
+    integer: dict[Subnet, Evaluation | None] = {}
     if chosen:
-        split = open_test_split(config)
+        split, images = open_test_split(config), calibration_images(splits[0])
         for subnet in chosen:
-            test[subnet] = evaluate(extract(supernet, subnet), split, batch_size=config.search.batch_size)
+            module = extract(supernet, subnet)
+            test[subnet] = evaluate(module, split, batch_size=config.search.batch_size)
+            integer[subnet] = _integer_evaluation(module.cpu(), splits[1], images)
     targets = []
     for target, choice in zip(config.search.targets, result.choices, strict=True):
         entry: dict[str, Any] = {
@@ -284,10 +298,13 @@ def _front_document(
             "accelerator": model.accelerator.to_dict() if isinstance(model, FpgaCostModel) else None,
             "val_accuracy": None,
             "test_accuracy": None,
+            "val_accuracy_integer": None,
+            "val_images_integer": None,
             "cost": None,
             "alternatives": [],
         }
         if choice.trial is not None and choice.subnet is not None:
+            in_integers = integer[choice.subnet]
             accelerator, cost = _hardware(choice.subnet, model)
             entry |= {
                 "accelerator": accelerator,
@@ -295,6 +312,8 @@ def _front_document(
                 "subnet": choice.subnet.to_dict(),
                 "val_accuracy": choice.trial.val_accuracy,
                 "test_accuracy": test[choice.subnet].accuracy,
+                "val_accuracy_integer": None if in_integers is None else in_integers.accuracy,
+                "val_images_integer": None if in_integers is None else in_integers.images,
                 "cost": cost,
                 "alternatives": [
                     {
@@ -323,6 +342,25 @@ def _front_document(
         "targets": targets,
         "pareto": [trial.to_dict() for trial in result.front.trials],
     }
+
+
+def _integer_evaluation(module: SubnetViT, val_split: Split, images: Tensor) -> Evaluation | None:
+    """Of the integer network that would be exported, on as much of the validation split as `INTEGER_MACS` allow.
+
+    None for a subnet without an integer form, which cannot be exported either; it is warned of.
+    """
+    try:
+        network = IntegerViT.of(module, find_ranges(module, images))
+    except UsageError as error:
+        print(f"warning: subnet {module.subnet.digest} has no integer accuracy: {error}", file=sys.stderr)
+        return None
+    return evaluate_integer(network, val_split, limit=max(1, int(INTEGER_MACS / lower(module.subnet).macs)))
+
+
+def calibration_images(train_split: Split) -> Tensor:
+    """The images from which the scales of an integer network come, normalised (B, C, H, W)."""
+    images, _ = next(train_split.batches(min(CALIBRATION_IMAGES, len(train_split))))
+    return images
 
 
 def _hardware(subnet: Subnet, model: FpgaCostModel | AdaptiveCostModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -375,7 +413,7 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
     test_digest = open_test_split(config).digest
-    images, _ = next(train_split.batches(min(CALIBRATION_IMAGES, len(train_split))))
+    images = calibration_images(train_split)
     device = load_device(front["device"])
     feasible = [target for target in front["targets"] if target["status"] == "ok"]
     bundles: dict[str, Path] = {}

@@ -26,7 +26,7 @@ ENVIRONMENT_FILE = "env.json"
 
 #: all that a run writes, stage by stage; --overwrite removes these and nothing else
 STAGE_FILES = {
-    "train": ("train", "rank.json", "rank.jsonl"),
+    "train": ("train", "rank.json", "rank.jsonl", "evaluations.jsonl"),
     "search": ("search", "timing.json"),
     "export": ("export",),
     "report": ("report.html",),
@@ -62,6 +62,11 @@ class RunFolder:
     def baseline(self, name: str) -> Path:
         """One line for each subnet evaluated for a baseline of the search."""
         return self.path / "search" / f"{name}.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line for each subnet whose accuracy was measured, by any search of this run's supernet."""
+        return self.path / "evaluations.jsonl"
 
     @property
     def timing(self) -> Path:

@@ -95,6 +95,29 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RacingConfig:
+    """Subnets that are clearly no improvement are not measured on the whole validation split; see `search.racing`.
+
+    `error` is the largest probability that a subnet is dropped that is better than the best one so far by at least
+    `margin`, a share of the images. Splits of fewer than `images` images are seen whole by all subnets.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    error: float = 0.1
+    margin: float = 0.003
+    images: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error < 0.5:
+            raise ValueError(f"racing: error must lie in (0, 0.5), not {self.error}")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"racing: margin must lie in [0, 1), not {self.margin}")
+        if self.images < 1:
+            raise ValueError(f"racing: images must be at least 1, not {self.images}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """A search for the best subnet under each target.
 
@@ -102,6 +125,7 @@ class SearchConfig:
     `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
     `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
     `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
+    Without `racing`, every subnet is measured on the whole validation split.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -113,6 +137,7 @@ class SearchConfig:
     parents: int = 10
     mutation_probability: float = 0.15
     batch_size: int = 512
+    racing: RacingConfig | None = RacingConfig()
     limits: Limits = Limits()
     top: int = 1
     baselines: bool = False

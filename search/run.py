@@ -1,14 +1,18 @@
 """One search: bounds first, then generations of ask, evaluate and tell, then the best subnet for each target.
 
 Evaluated trials are appended to a journal. A search is a function of its settings and seed, so resuming is replaying:
-the algorithm asks for the same subnets again and those in the journal are not evaluated a second time. A search for one
-accelerator that targets share has two halves, each with an algorithm of its own; see `search.sharing`.
+the algorithm asks for the same subnets again and those in the journal are not evaluated a second time. Subnets may race
+(`search.racing`): the incumbents of a generation are from those before it, so that its subnets do not depend on each
+other, and each is written down as soon as its race is over. What is chosen in the end is measured in full.
+
+A search for one accelerator that targets share has two halves, each with an algorithm of its own; see `search.sharing`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +26,17 @@ from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
 from search.algorithm import ALGORITHMS, FloatArray, SearchAlgorithm, SearchProblem
 from search.bounds import LatencyBounds
+from search.cache import whole_lines
 from search.config import Limits, SearchConfig, Target
 from search.evaluator import Evaluator
 from search.limits import Feasibility, costs_function
+from search.racing import Outcome, Race
 from search.sharing import repriced, shared_model, within_limits
 from search.trial import Choice, ParetoFront, Trial, best_under
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
 from supernet.space import Genotypes, SearchSpace
+from supernet.subnet import Subnet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +79,7 @@ def run_search(
     seed: int,
     progress: Progress,
     shared: bool = False,
+    race: Race | None = None,
 ) -> SearchResult:
     """Searches `space` for the most accurate subnet under each target.
 
@@ -83,6 +91,7 @@ def run_search(
         evaluator: the accuracy and loss of one subnet on the validation split.
         journal: JSONL file to which trials are appended; those already in it are reused.
         shared: with the best accelerator for each subnet, find one for all targets on the way: see `search.sharing`.
+        race: measures a subnet against the best one so far; without it, all are measured in full.
 
     Raises:
         UsageError: an unknown algorithm.
@@ -94,7 +103,7 @@ def run_search(
     own = part.feasibility
     found = _Found(trials=[], report={}, stopped=None)
     if part.limits_ms:
-        ledger = Ledger(space, evaluator, journal)
+        ledger = Ledger(space, evaluator, journal, race=race)
         budget = -(-config.evaluations // 2) if shared else config.evaluations
         found = part.run(build, ledger, budget, known=[], rng=np.random.default_rng(seed), progress=progress)
         if shared:
@@ -107,6 +116,7 @@ def run_search(
             if part.limits_ms:
                 found = part.run(build, ledger, config.evaluations, known=known, rng=rng, progress=progress)
             ledger.set_latencies(found.trials)
+        found = dataclasses.replace(found, trials=part.with_finalists(found.trials, ledger))
     trials = within_limits(space, part.model, found.trials, config.limits) if shared else found.trials
     curve = _hypervolumes(found.trials, trials, part.feasibility.bounds.slowest_ms)
     return SearchResult(
@@ -174,6 +184,8 @@ class _Part:
         trials = list(known)
         generation = known[-1].generation + 1 if known else 0
         leaders: dict[float, Trial] = {}  # the best so far under each limit
+        for trial in problem.known_within():
+            self._lead(leaders, trial)
         stopped: str | None = None
         while len(trials) < evaluations:
             genotypes = algorithm.ask(min(config.population, evaluations - len(trials)))
@@ -185,35 +197,69 @@ class _Part:
                 break
             told = len(trials)
             latency_ms = costs_of(genotypes).latency_ms
-            for trial in ledger.measure(genotypes, latency_ms, start=told, generation=generation):
+            # Of the targets that a subnet meets, the tightest is the one where it has the least to beat.
+            tightest = (
+                next((limit for limit in self.limits_ms if ms <= limit), math.inf) for ms in latency_ms.tolist()
+            )
+            incumbents = [leaders.get(limit_ms) for limit_ms in tightest]
+            for trial in ledger.measure(genotypes, latency_ms, incumbents, start=told, generation=generation):
                 trials.append(trial)
-                for limit_ms in self.limits_ms:
-                    leader = leaders.get(limit_ms)
-                    if trial.latency_ms <= limit_ms and (leader is None or trial.quality > leader.quality):
-                        leaders[limit_ms] = trial
+                self._lead(leaders, trial)
                 progress(len(trials), config.evaluations, _summary(leaders))
             algorithm.tell(trials[told:])
             generation += 1
         return _Found(trials=trials, report=algorithm.report(), stopped=stopped)
 
+    def _lead(self, leaders: dict[float, Trial], trial: Trial) -> None:
+        """Makes the trial the leader under each limit where it is the best one measured in full."""
+        for limit_ms in self.limits_ms:
+            leader = leaders.get(limit_ms)
+            if trial.complete and trial.latency_ms <= limit_ms and (leader is None or trial.quality > leader.quality):
+                leaders[limit_ms] = trial
+
+    def with_finalists(self, trials: list[Trial], ledger: Ledger) -> list[Trial]:
+        """The trials, with those measured in full that are among the best for a target by their estimates."""
+        while not all(trial.complete for trial in trials):
+            kept = within_limits(self.space, self.model, trials, self.config.limits)
+            best = (best_under(kept, limit_ms, count=self.config.top) for limit_ms in self.limits_ms)
+            finalists = {trial.index for chosen in best for trial in chosen if not trial.complete}
+            if not finalists:
+                break
+            trials = [ledger.completed(trial) if trial.index in finalists else trial for trial in trials]
+        return trials
+
 
 class Ledger:
     """Measures subnets, and writes each one down before the next; what a journal holds is not measured again."""
 
-    def __init__(self, space: SearchSpace, evaluator: Evaluator, journal: Path) -> None:
+    def __init__(self, space: SearchSpace, evaluator: Evaluator, journal: Path, *, race: Race | None = None) -> None:
         self._space = space
         self._evaluator = evaluator
+        self._race = race
         self._journal = journal
         self._known = read_journal(journal)
 
-    def measure(self, genotypes: Genotypes, latency_ms: FloatArray, *, start: int, generation: int) -> Iterator[Trial]:
-        """The trials of canonical genotypes (N, G) with latencies (N,), one after the other; indices from `start`."""
-        rows = zip(genotypes, latency_ms.tolist(), strict=True)
-        for index, (genotype, latency) in enumerate(rows, start=start):
+    def measure(
+        self,
+        genotypes: Genotypes,
+        latency_ms: FloatArray,
+        incumbents: Sequence[Trial | None] | None = None,
+        *,
+        start: int,
+        generation: int,
+    ) -> Iterator[Trial]:
+        """The trials of canonical genotypes (N, G) with latencies (N,), one after the other; indices from `start`.
+
+        Args:
+            incumbents: what each is to race against, N of them; without one it is measured in full.
+        """
+        rows = zip(genotypes, latency_ms.tolist(), incumbents or [None] * len(genotypes), strict=True)
+        for index, (genotype, latency, incumbent) in enumerate(rows, start=start):
             subnet = self._space.decode(genotype)
             digest = subnet.digest
             known = self._known.get(digest)
-            measured = self._evaluator(subnet) if known is None else known
+            outcome = self._measured(subnet, incumbent) if known is None else known
+            measured = outcome.evaluation
             trial = Trial(
                 index=index,
                 generation=generation,
@@ -222,10 +268,24 @@ class Ledger:
                 val_accuracy=measured.accuracy,
                 val_loss=measured.loss,
                 latency_ms=latency,
+                complete=outcome.complete,
             )
             if known is None:
                 append_line(self._journal, json.dumps(trial.to_dict() | {"images": measured.images}))
             yield trial
+
+    def _measured(self, subnet: Subnet, incumbent: Trial | None) -> Outcome:
+        if self._race is None or incumbent is None:
+            return Outcome(evaluation=self._evaluator(subnet))
+        return self._race(subnet, self._subnet(incumbent))
+
+    def completed(self, trial: Trial) -> Trial:
+        """The trial measured in full. The journal keeps what the algorithm was told: it must ask for the same again."""
+        measured = self._evaluator(self._subnet(trial))
+        return dataclasses.replace(trial, val_accuracy=measured.accuracy, val_loss=measured.loss, complete=True)
+
+    def _subnet(self, trial: Trial) -> Subnet:
+        return self._space.decode(np.array(trial.genotype, dtype=np.int64))
 
     def set_latencies(self, trials: Sequence[Trial]) -> None:
         """Gives the trials in the journal these latencies, for readers; a search reads none of them back."""
@@ -278,24 +338,16 @@ def _summary(leaders: Mapping[float, Trial]) -> str:
     return "best: " + "  ".join(f"{limit:.3g} ms {leaders[limit].val_accuracy:.1%}" for limit in sorted(leaders))
 
 
-def read_journal(journal: Path) -> dict[str, Evaluation]:
+def read_journal(journal: Path) -> dict[str, Outcome]:
     """What has been evaluated, by digest. A last line without its end, as a kill leaves it, is cut off."""
-    if not journal.exists():
-        return {}
-    try:
-        text = journal.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DamagedInputError(f"{journal}: cannot be read as text ({error}); remove it to search anew") from None
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        write_atomic(journal, whole + "\n" if whole else "")
     known = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole_lines(journal), start=1):
         try:
             row = json.loads(line)
-            known[row["digest"]] = Evaluation(
+            evaluation = Evaluation(
                 accuracy=float(row["val_accuracy"]), loss=float(row["val_loss"]), images=int(row["images"])
             )
+            known[row["digest"]] = Outcome(evaluation=evaluation, complete=bool(row.get("complete", True)))
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedInputError(
                 f"{journal}:{number}: is not a trial ({type(error).__name__}: {error}); remove the file to search anew"

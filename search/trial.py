@@ -11,7 +11,10 @@ from supernet.subnet import Subnet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One subnet with its accuracy on the validation split and its latency; `index` counts evaluations from 0."""
+    """One subnet with its accuracy on the validation split and its latency; `index` counts evaluations from 0.
+
+    If it is not `complete`, it was dropped from a race: accuracy and loss are estimates (`search.racing`).
+    """
 
     index: int
     generation: int
@@ -20,6 +23,7 @@ class Trial:
     val_accuracy: float
     val_loss: float
     latency_ms: float
+    complete: bool = True
 
     @property
     def quality(self) -> tuple[float, float, float]:
@@ -27,21 +31,23 @@ class Trial:
         return (self.val_accuracy, -self.val_loss, -self.latency_ms)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in `trials.jsonl`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Plain data, as in `trials.jsonl`; `complete` only where it is false."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in data.items() if not (name == "complete" and value)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParetoFront:
-    """The trials that no other beats in both latency and accuracy, from the fastest to the slowest."""
+    """The complete trials that no other beats in both latency and accuracy, from the fastest to the slowest."""
 
     trials: tuple[Trial, ...]
 
     @staticmethod
     def of(trials: Iterable[Trial]) -> ParetoFront:
-        """The front among `trials`; of equals, the one with the lower loss."""
+        """The front among the complete ones of `trials`; of equals, the one with the lower loss."""
         front: list[Trial] = []
-        for trial in sorted(trials, key=lambda t: (t.latency_ms, -t.val_accuracy, t.val_loss, t.index)):
+        complete = [trial for trial in trials if trial.complete]
+        for trial in sorted(complete, key=lambda t: (t.latency_ms, -t.val_accuracy, t.val_loss, t.index)):
             if not front or trial.val_accuracy > front[-1].val_accuracy:
                 front.append(trial)
         return ParetoFront(trials=tuple(front))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from supernet.data.splits import Split
+from supernet.integer_vit import IntegerViT
 from supernet.parallel import ALONE, Workers
 from supernet.space import SearchSpace
 from supernet.standalone import SubnetViT, extract
@@ -18,6 +20,8 @@ from supernet.vit import SupernetViT
 
 #: random subnets among the probe subnets
 RANDOM_PROBES = 4
+#: images in a batch of the integer network, whose products are arrays of 64-bit numbers
+_INTEGER_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +34,26 @@ class Evaluation:
 
 
 @torch.inference_mode()
+def scores(
+    network: Callable[[Tensor], Tensor],
+    split: Split,
+    *,
+    batch_size: int,
+    device: torch.device,
+    limit: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch in order, which images a network gets right, bool (B,), and their summed cross-entropy, ().
+
+    Args:
+        network: logits (B, num_classes) of images (B, C, H, W) on `device`.
+        limit: only the first so many images.
+    """
+    for x_BCHW, y_B in split.batches(batch_size, device=device, limit=limit):
+        logits = network(x_BCHW)
+        yield logits.argmax(dim=1) == y_B, F.cross_entropy(logits, y_B, reduction="sum")
+
+
+@torch.inference_mode()
 def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | None = None) -> Evaluation:
     """Runs an extracted subnet over a split, in order, on the device that holds it.
 
@@ -37,12 +61,25 @@ def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | N
         limit: only the first so many images.
     """
     device = module.cls_token.device
-    correct, loss, images = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    for x_BCHW, y_B in split.batches(batch_size, device=device, limit=limit):
-        logits: Tensor = module(x_BCHW)
-        correct += (logits.argmax(dim=1) == y_B).sum()
-        loss += F.cross_entropy(logits, y_B, reduction="sum")
-        images += len(y_B)
+    return _summed(scores(module, split, batch_size=batch_size, device=device, limit=limit))
+
+
+def evaluate_integer(network: IntegerViT, split: Split, *, limit: int) -> Evaluation:
+    """Runs the arithmetic of the hardware over the first `limit` images of a split, in order, on the CPU."""
+
+    def logits(x_BCHW: Tensor) -> Tensor:
+        codes = network(network.quantize_images(x_BCHW))
+        return torch.from_numpy(codes.astype(np.float32)) * network.logit_scale
+
+    return _summed(scores(logits, split, batch_size=_INTEGER_BATCH, device=torch.device("cpu"), limit=limit))
+
+
+def _summed(batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    correct, loss, images = torch.zeros(()), torch.zeros(()), 0
+    for correct_B, batch_loss in batches:
+        correct = correct.to(batch_loss.device) + correct_B.sum()
+        loss = loss.to(batch_loss.device) + batch_loss
+        images += len(correct_B)
     return Evaluation(accuracy=correct.item() / images, loss=loss.item() / images, images=images)
 
 

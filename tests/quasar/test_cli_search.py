@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hwmodel.errors import UsageError
 from quasar.pipeline import target_folder
 from search.config import SearchConfig, Target
 
@@ -98,6 +99,57 @@ def test_compare_refuses_what_it_cannot_compare(cli, run, other, here):
     (other / "search" / "front.json").unlink()
     assert "has no search result yet" in cli("compare", run, other).error
     assert not Path("compare.png").exists()
+
+
+def test_races_are_replayed_and_measured_subnets_known_to_later_searches(cli, run):
+    options = ("search.racing.images=100", "search.racing.margin=0.05", "search.batch_size=32")
+    folder = run / "search"
+    assert cli("search", run, *options, "search.evaluations=30", "--overwrite").code == 0
+    whole = {name: (folder / name).read_bytes() for name in ("front.json", "trials.jsonl")}
+    rows = [json.loads(line) for line in whole["trials.jsonl"].decode().splitlines()]
+    lost = [row["digest"] for row in rows if not row.get("complete", True)]
+    assert lost
+    front = front_of(run)
+    chosen = {trial["digest"] for trial in (*front["targets"], *front["pareto"])}
+    assert not chosen & set(lost)
+    assert all("complete" not in trial for trial in front["pareto"])
+    known = (run / "evaluations.jsonl").read_bytes()
+    (folder / "front.json").unlink()
+    (folder / "trials.jsonl").write_bytes(whole["trials.jsonl"][:-700])
+    assert cli("search", run, "--resume").code == 0
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+    assert cli("search", run, "--overwrite").code == 0
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+    assert (run / "evaluations.jsonl").read_bytes() == known
+    assert cli("report", run).code == 0
+
+
+def test_a_damaged_line_of_the_evaluations_is_named(cli, run):
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"subnet": 1}\n')
+    before = front_of(run)
+    result = cli("search", run, "--overwrite")
+    assert result.code == 3
+    assert "evaluations.jsonl:" in result.error
+    assert front_of(run) == before
+
+
+def test_a_subnet_without_an_integer_form_has_no_integer_accuracy(cli, run, monkeypatch):
+    def refuse(module, images):
+        raise UsageError("an operator of this subnet has no integer form")
+
+    monkeypatch.setattr("quasar.pipeline.find_ranges", refuse)
+    result = cli("search", run, "--overwrite")
+    assert result.code == 0
+    assert "has no integer accuracy: an operator of this subnet has no integer form" in result.err
+    for target in front_of(run)["targets"]:
+        assert target["val_accuracy"] > 0
+        assert target["val_accuracy_integer"] is target["val_images_integer"] is None
+
+
+def test_impossible_racing_is_refused(cli, run):
+    assert "error must lie in (0, 0.5)" in cli("search", run, "search.racing.error=0.7", "--overwrite").error
+    assert cli("search", run, "search.racing=null", "--overwrite").code == 0
 
 
 OPEN_HARDWARE = ("hardware.array=[4, 8]", "hardware.backend=null", "search.algorithm=evolution")

@@ -12,7 +12,9 @@ from PIL import Image
 
 from quasar.config import load_config
 from quasar.export.bundle import load_bundle
-from quasar.pipeline import COST_KEYS
+from quasar.pipeline import COST_KEYS, open_splits
+from quasar.run_folder import RunFolder
+from supernet.evaluate import evaluate_integer
 from supernet.subnet import Subnet
 
 BUNDLES = ("latency-0.006ms", "fps-250000")
@@ -35,6 +37,8 @@ TARGET_KEYS = {
     "status",
     "reason",
     "nearest_latency_ms",
+    "val_accuracy_integer",
+    "val_images_integer",
     "digest",
     "subnet",
     "accelerator",
@@ -72,6 +76,7 @@ class TestRunFolder:
             "search/front.json",
             "search/front.png",
             "timing.json",
+            "evaluations.jsonl",
             "report.html",
             *(f"export/{bundle}/{file}" for bundle in BUNDLES for file in BUNDLE_FILES),
         }
@@ -121,6 +126,14 @@ class TestRunFolder:
             assert target["val_accuracy"] == max(
                 trial["val_accuracy"] for trial in trials if trial["latency_ms"] <= target["latency_ms"]
             )
+
+    def test_accuracy_in_integers_is_that_of_the_exported_network(self, finished):
+        _, split = open_splits(RunFolder(finished[0]).config())
+        for target, bundle in zip(read_front(finished[0])["targets"], BUNDLES, strict=True):
+            network = load_bundle(finished[0] / "export" / bundle).integer_network()
+            measured = evaluate_integer(network, split, limit=len(split))
+            assert target["val_images_integer"] == measured.images == len(split)
+            assert target["val_accuracy_integer"] == measured.accuracy
 
     def test_picture_of_the_front(self, finished):
         with Image.open(finished[0] / "search" / "front.png") as picture:
@@ -447,6 +460,7 @@ class TestInterrupt:
             (signal.SIGKILL, "supernet.metrics:append_line", 2),  # after the second, before its line
             (signal.SIGKILL, "supernet.checkpoint:write_atomic", 3),  # between its line and its checkpoint
             (signal.SIGKILL, "search.run:append_line", 10),  # in the second generation
+            (signal.SIGKILL, "search.cache:append_line", 5),  # measured, but not written down
             (signal.SIGKILL, "quasar.pipeline:write_front_picture", 1),  # after the search
             (signal.SIGKILL, "quasar.pipeline:write_bundle", 2),  # between two bundles
         ],
