@@ -1,6 +1,6 @@
 """What a search costs beside its evaluations, and which algorithm finds the best front.
 
-    python experiments/benchmarks/search.py [--quick]
+    python experiments/benchmarks/search.py [--quick] [--run RUN]
 
 Evaluation is stubbed by a synthetic accuracy: a function of the subnet alone, with unequal layers, diminishing returns,
 interactions between neighbouring choices, and noise as large as that of a thousand validation images. Five
@@ -16,6 +16,10 @@ takes 4.56 ms per candidate; 64 % of OFA's and 10.6 % of DyNAS-T's are duplicate
 Then the filter: how many random genotypes a second are tested against a target, with one accelerator for all subnets
 and with the best of a grid for each (`hardware.accelerator`).
 
+With `--run`, a folder with a trained supernet (such as that of `quasar train experiments/cifar10-small.yaml
+data.root=…`), also what racing saves on real images: a search with the settings of the run, then all its candidates on
+the whole validation split, both by one evaluator and in CPU time. Without it these keys are left out.
+
 The last line is JSON: a key for each algorithm, and
     overhead_us               `run_ms` of evolution in microseconds: all that a candidate costs beside its evaluation
     ask_tell_us               `ask_tell_ms` of evolution in microseconds, the part of it that is the algorithm's
@@ -24,6 +28,11 @@ The last line is JSON: a key for each algorithm, and
     analytic_per_subnet_per_s the same with an accelerator for each
     shortlist, grid           designs that can be best for a subnet of the space, of so many
     shortlist_s               CPU seconds that it takes to prove that
+    search_over_full_evaluation  the search with racing over its candidates on all images (0.2 at most is the mark)
+    racing_loss_points        by how much the subnet chosen for a target is worse than the best candidate for it, in
+                              points of accuracy, for the target where that is most (0.3 at most is the mark)
+    racing_evaluation_s       CPU seconds of one candidate on all images, on average
+    racing_share_of_images    images that the candidates saw, of those that they would have seen without racing
 """
 
 from __future__ import annotations
@@ -43,9 +52,14 @@ from hwmodel.adaptive import AdaptiveCostModel
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.explore import best_accelerator
+from quasar.pipeline import load_supernet, open_splits
+from quasar.run_folder import RunFolder
+from quasar.targets import build_cost_model
 from search.algorithm import ALGORITHMS, SearchAlgorithm, SearchProblem
 from search.bounds import latency_bounds
+from search.cache import EvaluationCache
 from search.config import HardwareConfig, Limits, SearchConfig, Target
+from search.evaluator import SupernetEvaluator
 from search.limits import costs_function
 from search.run import algorithm_names, run_search
 from search.shortlist import adaptive_model
@@ -205,10 +219,62 @@ def filters(model: FpgaCostModel, count: int) -> dict[str, float]:
     }
 
 
+def racing(folder: Path) -> dict[str, float]:
+    """The keys of the last line that are about a search whose subnets race, on the supernet of a run."""
+    run = RunFolder(folder)
+    config = run.config()
+    settings = config.search
+    model = build_cost_model(config)
+    supernet, checkpoint = load_supernet(run, config)
+    _, split = open_splits(config)
+    next(split.batches(1))  # images in memory are made ready once
+
+    def evaluator(path: Path) -> SupernetEvaluator:
+        key = {"checkpoint": checkpoint.digest, "data": split.digest, "batch_size": settings.batch_size}
+        return SupernetEvaluator(supernet, split, batch_size=settings.batch_size, cache=EvaluationCache(path, **key))
+
+    with tempfile.TemporaryDirectory() as name:
+        started = time.process_time()
+        racer = evaluator(Path(name) / "racing.jsonl")
+        race = racer.racing(settings.racing)
+        if race is None:
+            raise SystemExit(f"{folder}: search.racing is off, or {len(split)} validation images are too few for it")
+        result = run_search(
+            space=config.space,
+            model=model,
+            config=settings,
+            evaluator=racer,
+            journal=Path(name) / "trials.jsonl",
+            seed=config.seed,
+            progress=lambda done, total, text: None,
+            race=race,
+        )
+        search_s = time.process_time() - started
+        rows = [json.loads(line) for line in (Path(name) / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+        started = time.process_time()
+        whole = evaluator(Path(name) / "whole.jsonl")
+        subnets = [config.space.decode(np.array(trial.genotype)) for trial in result.trials]
+        accuracy = [whole(subnet).accuracy for subnet in subnets]
+        full_s = time.process_time() - started
+    losses = [
+        max(a for a, trial in zip(accuracy, result.trials, strict=True) if trial.latency_ms <= choice.limit_ms)
+        - choice.trial.val_accuracy
+        for choice in result.choices
+        if choice.trial
+    ]
+    return {
+        "search_over_full_evaluation": round(search_s / full_s, 3),
+        "racing_loss_points": round(100 * max(losses), 2),
+        "racing_evaluation_s": round(full_s / len(rows), 3),
+        "racing_share_of_images": round(sum(row["images"] for row in rows) / (len(rows) * len(split)), 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer evaluations and seeds, no TPE")
     parser.add_argument("--evaluations", type=int, help="of each search; 400 by default, 200 with --quick")
+    parser.add_argument("--run", type=Path, help="a folder with a trained supernet, for what racing saves")
     parser.add_argument("--algorithms", nargs="+", help="only these")
     options = parser.parse_args()
     evaluations = options.evaluations or (200 if options.quick else 400)
@@ -233,6 +299,8 @@ def main() -> None:
         print(f"{name:10}", *(f"{median[key]:18.4f}" for key in COLUMNS), flush=True)
         medians[name] = median
     found = filters(model, 200_000 if options.quick else 1_000_000)
+    if options.run:
+        found |= racing(options.run)
     print(*(f"{key} {value:,}" for key, value in found.items()), sep="   ")
     document: dict[str, Any] = {name: {key: round(value, 5) for key, value in m.items()} for name, m in medians.items()}
     if "evolution" in medians:
