@@ -281,12 +281,13 @@ class TestSearch:
         assert not (run / "export").exists()  # bundles of subnets that nobody chose any more
         assert not (run / "report.html").exists()
 
-    def test_resume_of_a_finished_one_evaluates_nothing(self, cli, run, finished, monkeypatch):
-        def measure(*_):
+    @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+    def test_what_has_been_evaluated_is_not_evaluated_again(self, cli, run, finished, monkeypatch, flag):
+        def measure(*_, **__):
             raise AssertionError("evaluated")
 
-        monkeypatch.setattr("quasar.pipeline.supernet_evaluator", lambda *_, **__: measure)
-        assert cli("search", run, "--resume").code == 0
+        monkeypatch.setattr("search.evaluator.scores", measure)
+        assert cli("search", run, flag).code == 0
         assert (run / "search" / "front.json").read_bytes() == (finished[0] / "search" / "front.json").read_bytes()
 
 
