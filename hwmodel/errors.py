@@ -11,6 +11,10 @@ class QuasarError(Exception):
     exit_code = 1
 
 
+class RefusedError(QuasarError):
+    """The system refused to write a file: a full disk, no permission."""
+
+
 class WorkerLostError(QuasarError):
     """Of several processes at the same work another one has ended."""
 

@@ -6,14 +6,14 @@ import contextlib
 import os
 from pathlib import Path
 
-from hwmodel.errors import QuasarError
+from hwmodel.errors import RefusedError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes `path` so that a kill or a full disk leaves the old file or the new one, never a part.
 
     Raises:
-        QuasarError: the system refused (no space, no permission); the old file is untouched.
+        RefusedError: the system refused (no space, no permission); the old file is untouched.
     """
     content = data.encode() if isinstance(data, str) else data
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -25,7 +25,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise QuasarError(
+        raise RefusedError(
             f"{path}: cannot be written: {error.strerror or error}; what was there before is untouched"
         ) from error
     finally:
@@ -37,7 +37,7 @@ def append_line(path: Path, line: str) -> None:
     """Adds a line to a text file, which is made if there is none; a kill or a full disk may leave a part of the line.
 
     Raises:
-        QuasarError: the system refused (no space, no permission).
+        RefusedError: the system refused (no space, no permission).
     """
     try:
         try:
@@ -48,4 +48,4 @@ def append_line(path: Path, line: str) -> None:
         with file:
             file.write(line + "\n")
     except OSError as error:
-        raise QuasarError(f"{path}: cannot be written: {error.strerror or error}; what it held is kept") from error
+        raise RefusedError(f"{path}: cannot be written: {error.strerror or error}; what it held is kept") from error

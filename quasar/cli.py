@@ -61,7 +61,7 @@ def run_command(
     settings = load_config(config, overrides or ())
     from quasar import pipeline, summary
 
-    splits = pipeline.prepare(settings)
+    splits = pipeline.prepare(settings, resume=resume)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
         pipeline.train_stage(run, settings, splits)
         if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
@@ -117,11 +117,13 @@ def train(
         from quasar.ray_train import train_on_ray
 
         pipeline.check_names(settings)
+        if not resume:
+            pipeline.check_weights(settings)
         with opened as run:
             probes = train_on_ray(run, settings, workers=workers)
     else:
         with joined(pipeline.set_up_torch(settings)) as group:
-            splits = pipeline.prepare(settings, workers=group)
+            splits = pipeline.prepare(settings, workers=group, resume=resume)
             with opened if group.first else nullcontext(RunFolder(settings.folder)) as run:
                 probes = pipeline.train_stage(run, settings, splits, workers=group)
         if not group.first:

@@ -109,6 +109,15 @@ def apply_override(data: Any, override: str) -> None:
     data[keys[-1]] = value
 
 
+#: keys that say where and on what a run computes, not what: the digest of the images knows them wherever they are
+PLACE_KEYS = ("data.root", "data.download", "data.workers", "threads", "compute")
+
+
+def changed_settings(first: RunConfig, second: RunConfig) -> list[str]:
+    """The keys in which two configurations differ, without `PLACE_KEYS`."""
+    return [key for key in differing_keys(first, second) if key not in PLACE_KEYS]
+
+
 def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
     """The keys in which two configurations differ, as dotted paths."""
     ours, theirs = _flat(first.to_dict()), _flat(second.to_dict())

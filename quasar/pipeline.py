@@ -20,7 +20,7 @@ from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError, InfeasibleError, UsageError
 from hwmodel.files import write_atomic
-from quasar.config import CONFIG_FILE, RunConfig, differing_keys
+from quasar.config import CONFIG_FILE, RunConfig, changed_settings
 from quasar.export.bundle import BundleInfo, target_folder_name, write_bundle
 from quasar.progress import stage
 from quasar.report import write_front_picture, write_report
@@ -35,10 +35,12 @@ from search.limits import costs_function
 from search.run import Ledger, SearchResult, algorithm_names, run_search
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
+from supernet.distill import check_teacher
 from supernet.evaluate import Evaluation, evaluate, evaluate_integer
 from supernet.integer_vit import IntegerViT, find_ranges
 from supernet.lowering import lower
 from supernet.parallel import ALONE, Workers
+from supernet.pretrained import check_source
 from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
 from supernet.train import steps_per_epoch, train
@@ -51,7 +53,7 @@ INTEGER_MACS = 1e11
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
 
 
-def prepare(config: RunConfig, *, workers: Workers = ALONE) -> tuple[Split, Split]:
+def prepare(config: RunConfig, *, workers: Workers = ALONE, resume: bool = False) -> tuple[Split, Split]:
     """Opens the data after all checks: what cannot work is said before hours of training, and before a folder is made.
 
     Raises:
@@ -60,6 +62,8 @@ def prepare(config: RunConfig, *, workers: Workers = ALONE) -> tuple[Split, Spli
         DamagedInputError: data that cannot be read.
     """
     check_names(config)
+    if not resume:  # a training that goes on needs no initial weights
+        check_weights(config)
     if workers.first:  # it warns
         check_targets(config)
     set_up_torch(config)
@@ -86,6 +90,13 @@ def check_names(config: RunConfig) -> None:
                 look_up(name)
             except UsageError as error:
                 raise UsageError(f"{key}: {error}") from error
+
+
+def check_weights(config: RunConfig) -> None:
+    """Raises `UsageError` for initial weights or a teacher that do not exist; nothing is fetched."""
+    if config.supernet.init_from is not None:
+        check_source(config.supernet.init_from)
+    check_teacher(config.train.distill)
 
 
 def set_up_torch(config: RunConfig) -> torch.device:
@@ -380,7 +391,7 @@ def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    changed = differing_keys(config, run.config())
+    changed = changed_settings(config, run.config())
     fixed = [key for key in changed if not key.startswith(("search.", "hardware."))]
     if fixed:
         raise UsageError(

@@ -45,6 +45,8 @@ def rank(run: RunFolder, config: RunConfig, *, subnets: int, seeds: int, epochs:
         DamagedInputError: `rank.jsonl` is damaged.
         QuasarError: a training diverges.
     """
+    if epochs is None and not config.train.epochs:
+        raise UsageError(f"{run.path}: the supernet was calibrated without training (train.epochs 0); give --epochs N")
     epochs = config.train.epochs if epochs is None else epochs
     if subnets < 2 or seeds < 1 or epochs < 1:
         raise UsageError("--subnets must be at least 2, --seeds and --epochs at least 1")

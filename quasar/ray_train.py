@@ -59,7 +59,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Evaluation]:
     if device.type == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
     with joined(device) as workers:
-        splits = pipeline.prepare(config, workers=workers)
+        splits = pipeline.prepare(config, workers=workers, resume=True)  # new weights were looked for before
         return pipeline.train_stage(RunFolder(Path(settings["folder"])), config, splits, workers=workers)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
-from quasar.config import CONFIG_FILE, RunConfig, differing_keys, load_config
+from quasar.config import CONFIG_FILE, RunConfig, changed_settings, differing_keys, load_config
 from quasar.front import Front
 from supernet.validation import validate
 
@@ -166,13 +166,15 @@ def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[Ru
                 )
             # It is the same folder, however it is spelt here and there.
             earlier = replace(run.config(), name=config.name, output_dir=config.output_dir)
-            changed = differing_keys(config, earlier)
+            changed = changed_settings(config, earlier)
             if changed:
                 raise UsageError(
                     f"{run.path}: cannot resume: {changed[0]} differs from the run's {CONFIG_FILE}"
                     f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}; "
                     "restore it, choose another name, or use --overwrite"
                 )
+            for key in sorted({"threads", "compute"} & set(differing_keys(config, earlier))):
+                print(f"warning: {key} is not that of the run's start; results differ by rounding", file=sys.stderr)
         if overwrite:
             run.remove(*STAGE_FILES)
         write_atomic(run.path / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")

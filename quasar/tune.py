@@ -29,11 +29,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from hwmodel.errors import QuasarError, UsageError
+from hwmodel.errors import QuasarError, RefusedError, UsageError
 from hwmodel.files import write_atomic
-from quasar.config import RunConfig, differing_keys, load_config
+from quasar.config import RunConfig, changed_settings, load_config
 from quasar.figures import trials_figure
-from quasar.pipeline import check_names, prepare, set_up_torch
+from quasar.pipeline import check_names, check_weights, prepare, set_up_torch
 from quasar.progress import stage
 from quasar.ray_cluster import cluster
 from quasar.run_folder import RunFolder, open_run
@@ -82,13 +82,16 @@ def tune(
     for where, config in check_sweep(sweep, base, source=source).items():
         try:
             check_names(config)
+            check_weights(config)
             steps_per_epoch(config.train, _open_images(config)[0])
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
     with _open_folder(base, sweep, resume=resume, overwrite=overwrite) as folder:
         journal = Journal(folder / "trials.jsonl")
         if journal.open or len(journal.trials) < sweep.trials:
-            _run(folder, base, sweep, journal)
+            refused = _run(folder, base, sweep, journal)
+            if refused:
+                raise RefusedError(f"{refused}; make room, and continue with --resume")
         _remove(folder / "ray")
         if journal.open:
             raise QuasarError(f"{folder}: Ray ended before {len(journal.open)} trials; continue with --resume")
@@ -132,7 +135,7 @@ def _check_same(folder: Path, base: RunConfig, sweep: Sweep) -> None:
     ours, theirs = asdict(sweep), asdict(earlier)
     changed = [f"{key} of the sweep" for key in ours if ours[key] != theirs[key]]
     before = load_config(folder / "config.yaml")
-    changed += differing_keys(base, replace(before, name=base.name, output_dir=base.output_dir))
+    changed += changed_settings(base, replace(before, name=base.name, output_dir=base.output_dir))
     if changed:
         raise UsageError(
             f"{folder}: cannot resume: {changed[0]} differs{f', and {len(changed) - 1} more' * (len(changed) > 1)}; "
@@ -147,8 +150,8 @@ def _remove(item: Path) -> None:
         item.unlink()
 
 
-def _run(folder: Path, base: RunConfig, sweep: Sweep, journal: Journal) -> None:
-    """Starts the trials that are left, and returns when all have ended."""
+def _run(folder: Path, base: RunConfig, sweep: Sweep, journal: Journal) -> str | None:
+    """Starts the trials that are left; returns when all have ended, or why the disk refused a file of one."""
     os.environ |= _ENVIRONMENT
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     left = len(journal.open) + max(0, sweep.trials - len(journal.trials))
@@ -167,10 +170,11 @@ def _run(folder: Path, base: RunConfig, sweep: Sweep, journal: Journal) -> None:
             _train_trial, base=base, sweep=sweep, folder=str(folder), directory=str(Path.cwd())
         )
         _remove(folder / "ray")
+        search = _Search(base, sweep, journal, scheduler, progress)
         ray.tune.Tuner(
             ray.tune.with_resources(trainable, {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}),
             tune_config=ray.tune.TuneConfig(
-                search_alg=_Search(base, sweep, journal, scheduler, progress),
+                search_alg=search,
                 scheduler=scheduler,
                 num_samples=left,
                 max_concurrent_trials=concurrent,
@@ -183,6 +187,7 @@ def _run(folder: Path, base: RunConfig, sweep: Sweep, journal: Journal) -> None:
                 failure_config=ray.tune.FailureConfig(max_failures=RETRIES),
             ),
         ).fit()
+    return search.refused
 
 
 def _room(sweep: Sweep, has: Mapping[str, float]) -> int:
@@ -200,6 +205,9 @@ class _Search(Searcher):  # type: ignore[misc]  # Ray has no types
     """Between Ray Tune and Optuna: writes the journal, and begins with what the journal knows.
 
     Ray's trials have random names; the trials of the journal have numbers, by which Optuna knows them, too.
+
+    Attributes:
+        refused: why the disk refused a file of a trial; no further one begins then.
     """
 
     def __init__(
@@ -209,6 +217,7 @@ class _Search(Searcher):  # type: ignore[misc]  # Ray has no types
         self._base, self._sweep, self._journal = base, sweep, journal
         self._scheduler, self._progress = scheduler, progress
         self._numbers: dict[str, int] = {}
+        self.refused: str | None = None
         self._left = journal.open
         # A sampler that began as before would choose the parameters of the first trials again.
         seed = int(np.random.SeedSequence([sweep.seed, len(journal.trials)]).generate_state(1)[0])
@@ -233,7 +242,7 @@ class _Search(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The number and the parameters of the next trial: one that has not ended, or a new one."""
-        while self._left or len(self._journal.trials) < self._sweep.trials:
+        while not self.refused and (self._left or len(self._journal.trials) < self._sweep.trials):
             if self._left:
                 trial = self._left.pop(0)
                 self._optuna.suggest(str(trial.number))  # gives the point that it was told to begin with
@@ -258,6 +267,9 @@ class _Search(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Notes how a trial ended; `error` says that its worker did."""
+        if result and "refused" in result:
+            self.refused = result["refused"]  # the trial has not ended: it goes on with --resume
+            return
         if result:
             self.on_trial_result(trial_id, result)  # the one for which it was stopped
         trial = self._journal.trials[self._numbers[trial_id]]
@@ -289,7 +301,8 @@ class _Search(Searcher):  # type: ignore[misc]  # Ray has no types
 def _train_trial(chosen: dict[str, Any], *, base: RunConfig, sweep: Sweep, folder: str, directory: str) -> None:
     """What a worker does for one trial: trains it, or goes on, and reports each evaluated epoch.
 
-    An error of ours ends the trial with its cause. Others end up in `error.txt`, and Ray tries again.
+    An error of ours ends the trial with its cause, but a disk that refuses ends the sweep, as others would fail like
+    this one. Errors that are not ours end up in `error.txt`, and Ray tries again.
     """
     os.chdir(directory)  # relative paths of the configuration mean the same
     trials = Path(folder, "trials")
@@ -304,6 +317,8 @@ def _train_trial(chosen: dict[str, Any], *, base: RunConfig, sweep: Sweep, folde
         _wait_until_free(config.folder)
         with open_run(config, resume=True, overwrite=False) as run:
             _train_in(run, config, sweep.metric)
+    except RefusedError as error:
+        ray.tune.report({"refused": str(error)})
     except QuasarError as error:
         ray.tune.report({"cause": str(error)})
     except Exception:

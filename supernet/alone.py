@@ -73,13 +73,14 @@ def train_alone(
 def settings_alone(config: TrainConfig, *, epochs: int) -> TrainConfig:
     """The settings of a supernet's training for `epochs` epochs of one subnet.
 
-    Warm-up and float epochs keep their share. Subnets that teach each other are left out, a teacher from outside stays.
+    Warm-up and float epochs keep their share; of a supernet that was only calibrated, warm-up takes a tenth. Subnets
+    that teach each other are left out, a teacher from outside stays.
     """
-    scale = epochs / max(1, config.epochs)
+    scale = epochs / config.epochs if config.epochs else 0.0
     return dataclasses.replace(
         config,
         epochs=epochs,
-        warmup_epochs=config.warmup_epochs * scale,
+        warmup_epochs=config.warmup_epochs * scale if config.epochs else epochs / 10,
         float_epochs=round(config.float_epochs * scale),
         sampling=SamplingConfig(),
         distill=DistillConfig() if config.distill.teacher is None else config.distill,

@@ -124,8 +124,8 @@ class TrainConfig:
     Args:
         epochs: 0 only calibrates the activation scales of the initial weights.
         batch_size: images of one optimizer step.
-        optimizer: adamw, or muon (Jordan et al. 2024, as in timm): weight matrices take orthogonalized steps of the
-            size that AdamW's have, so that similar `lr` fit; all else is AdamW's.
+        optimizer: adamw, or muon (Jordan et al. 2024, as in timm): matrices (weights and position embeddings) take
+            orthogonalized steps of the size that AdamW's have, so that similar `lr` fit; all else is AdamW's.
         float_epochs: first epochs, without quantization; the ranges of activations are followed all the same.
         accumulate: equal parts in which a batch goes through the network, one after the other: less memory, and the
             same gradient up to rounding.

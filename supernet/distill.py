@@ -68,6 +68,26 @@ def alpha_divergence(student_BC: Tensor, teacher_BC: Tensor, *, alpha: float, cl
     return value + surrogate - surrogate.detach()
 
 
+def check_teacher(config: DistillConfig) -> None:
+    """Raises `UsageError` where the teacher that `config` names cannot exist, without reading or fetching weights."""
+    name = config.teacher
+    if name is None:
+        return
+    if Path(name).suffix == ".safetensors":
+        if not Path(name).is_file():
+            raise UsageError(f"train.distill.teacher: {name}: no such checkpoint of a supernet")
+        return
+    if not timm.is_model(name):
+        raise UsageError(f"train.distill.teacher: {unknown_name('timm model', name, timm.list_models())}")
+    if not config.pretrained and config.teacher_weights is None:
+        raise UsageError(
+            f"train.distill.teacher: {name} has no weights to teach with; set train.distill.pretrained=true to fetch "
+            "timm's, or train.distill.teacher_weights to the path of your own"
+        )
+    if config.teacher_weights is not None and not Path(config.teacher_weights).is_file():
+        raise UsageError(f"train.distill.teacher_weights: {config.teacher_weights}: no such file")
+
+
 def load_teacher(config: DistillConfig, *, space: SearchSpace, split: Split, device: torch.device) -> Teacher | None:
     """The teacher that `config` names, in evaluation mode on `device`; None if it names none.
 
@@ -76,6 +96,7 @@ def load_teacher(config: DistillConfig, *, space: SearchSpace, split: Split, dev
             than the space has.
         DamagedInputError: a file of weights that cannot be read or does not fit.
     """
+    check_teacher(config)
     if config.teacher is None:
         return None
     if Path(config.teacher).suffix == ".safetensors":
@@ -88,12 +109,12 @@ def load_teacher(config: DistillConfig, *, space: SearchSpace, split: Split, dev
     model = _timm_model(config, space)
     model.eval().requires_grad_(False).to(device)
     cfg: dict[str, Any] = cast(Any, model).pretrained_cfg
-    if not config.pretrained:
+    if not config.pretrained and not cfg.get("fixed_input_size"):
         return model
-    # timm's weights know images of their own size and normalization.
+    # timm's weights know images of their own size and normalization; one's own were trained with that of the split.
+    mean, std = (cfg["mean"], cfg["std"]) if config.pretrained else split.normalization
     ours, theirs = (
-        torch.tensor(values, device=device).view(2, 1, -1, 1, 1)
-        for values in (tuple(split.normalization), (cfg["mean"], cfg["std"]))
+        torch.tensor(values, device=device).view(2, 1, -1, 1, 1) for values in (tuple(split.normalization), (mean, std))
     )
     size = cfg["input_size"][-2:]
 
@@ -108,13 +129,6 @@ def load_teacher(config: DistillConfig, *, space: SearchSpace, split: Split, dev
 
 def _timm_model(config: DistillConfig, space: SearchSpace) -> nn.Module:
     name = str(config.teacher)
-    if not timm.is_model(name):
-        raise UsageError(f"train.distill.teacher: {unknown_name('timm model', name, timm.list_models())}")
-    if not config.pretrained and config.teacher_weights is None:
-        raise UsageError(
-            f"train.distill.teacher: {name} has no weights to teach with; set train.distill.pretrained=true to fetch "
-            "timm's, or train.distill.teacher_weights to the path of your own"
-        )
     if config.pretrained:
         known = timm.get_pretrained_cfg(name)
         if known is None:
@@ -130,8 +144,6 @@ def _timm_model(config: DistillConfig, space: SearchSpace) -> nn.Module:
             ) from None
         return cast(nn.Module, model)
     path = Path(str(config.teacher_weights))
-    if not path.is_file():
-        raise UsageError(f"train.distill.teacher_weights: {path}: no such file")
     try:
         return timm.create_model(
             name, checkpoint_path=str(path), num_classes=space.num_classes, in_chans=space.in_chans

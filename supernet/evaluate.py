@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from hwmodel.errors import DamagedInputError
 from supernet.data.splits import Split
 from supernet.integer_vit import IntegerViT
 from supernet.parallel import ALONE, Workers
@@ -47,10 +48,17 @@ def scores(
     Args:
         network: logits (B, num_classes) of images (B, C, H, W) on `device`.
         limit: only the first so many images.
+
+    Raises:
+        DamagedInputError: no image could be read.
     """
+    seen = 0
     for x_BCHW, y_B in split.batches(batch_size, device=device, limit=limit):
         logits = network(x_BCHW)
+        seen += len(y_B)
         yield logits.argmax(dim=1) == y_B, F.cross_entropy(logits, y_B, reduction="sum")
+    if not seen:
+        raise DamagedInputError("data: none of the images to evaluate on could be read; restore the files named above")
 
 
 @torch.inference_mode()
@@ -59,6 +67,9 @@ def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | N
 
     Args:
         limit: only the first so many images.
+
+    Raises:
+        DamagedInputError: no image could be read.
     """
     device = module.cls_token.device
     return _summed(scores(module, split, batch_size=batch_size, device=device, limit=limit))

@@ -69,6 +69,19 @@ def prepare(model: SupernetViT, config: SupernetConfig, split: Split, *, seed: i
         model.learn_scales()
 
 
+def check_source(source: str) -> None:
+    """Raises `UsageError` where `source` is neither a file nor a plain ViT of timm, without fetching anything."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return
+    if path.suffix in _FILE_SUFFIXES or "/" in source:
+        raise UsageError(f"{_KEY}: {path}: no such file; give a timm model's name or the path of its weights")
+    try:
+        plain_vit(source)
+    except UsageError as error:
+        raise UsageError(f"{_KEY}: {error}") from None
+
+
 @torch.no_grad()
 def initialise(model: SupernetViT, source: str) -> bool:
     """Copies the weights that `source` names; True if they are those of a supernet, whose subnets are all trained.
@@ -77,10 +90,9 @@ def initialise(model: SupernetViT, source: str) -> bool:
         UsageError: there is no such model or file, or it is of another shape or kind.
         DamagedInputError: the file cannot be read.
     """
+    check_source(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        if path.suffix in _FILE_SUFFIXES or "/" in source:
-            raise UsageError(f"{_KEY}: {path}: no such file; give a timm model's name or the path of its weights")
         _copy_plain(model, _fetch(source, model), source=source)
         return False
     if path.suffix == ".safetensors" and _is_supernet(path):

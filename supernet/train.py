@@ -137,7 +137,7 @@ def train(
             state.epoch += 1
             evaluated = state.epoch == config.epochs or state.epoch % config.eval_every == 0
             if evaluated:
-                probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
+                probes = probe(state.weights, val_split, batch_size=_evaluation_batch(config), workers=workers)
             best = evaluated and state.improves(probes)
             # Logged before the checkpoint: a kill between the two repeats the epoch, and its row is then dropped.
             metrics.epoch(_row(state, loss, seconds=time.monotonic() - started, probes=probes if evaluated else None))
@@ -147,9 +147,14 @@ def train(
                 on_evaluation(state.epoch, probes)
     if not probes:
         progress(state.step, state.step, "nothing is left to train")
-        probes = probe(state.weights, val_split, batch_size=4 * config.batch_size, workers=workers)
+        probes = probe(state.weights, val_split, batch_size=_evaluation_batch(config), workers=workers)
     workers.wait()  # until the checkpoint is there
     return TrainResult(checkpoint=last, probes=probes)
+
+
+def _evaluation_batch(config: TrainConfig) -> int:
+    """Images at once in float32 on one worker; `batch_size` is that of all workers together, and may be large."""
+    return min(256, 4 * config.batch_size)
 
 
 def _row(state: State, loss: float, *, seconds: float, probes: dict[str, Evaluation] | None) -> dict[str, Any]:
@@ -325,6 +330,9 @@ def train_epoch(
         if cause := watch.add(loss, look=number == steps):
             raise DivergedError(cause)
         progress(state.step, steps * config.epochs, text)
+    # The losses were those before each update: the last one may have broken the weights, which are to be kept next.
+    if not torch.stack([parameter.isfinite().all() for parameter in state.model.parameters()]).all():
+        raise DivergedError("the weights became infinite or no numbers in the last step")
     state.loss_level = watch.level
     state.model.refresh_clips()
     if state.average is not None:

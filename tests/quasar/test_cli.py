@@ -204,7 +204,12 @@ class TestData:
         assert "train.batch_size is 5000" in attempt(2, "train.batch_size=5000")
 
     def test_key_without_effect(self, attempt):
-        assert "data.auto_augment has no effect" in attempt(2, "data.auto_augment=rand-m9")
+        assert "data.min_crop_scale has no effect" in attempt(2, "data.min_crop_scale=0.5")
+
+    def test_weights_that_are_not_there(self, attempt):
+        assert "supernet.init_from: unknown timm model 'vit_tyny'" in attempt(2, "supernet.init_from=vit_tyny")
+        missing = ["train.distill.kind=kl", "train.distill.teacher=nope.safetensors"]
+        assert "train.distill.teacher: nope.safetensors: no such" in attempt(2, *missing)
 
     def test_no_gpu(self, attempt, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -53,6 +53,15 @@ def test_numbers_out_of_range(cli, run, option):
     assert "--subnets must be at least 2" in result.error
 
 
+def test_a_supernet_that_was_only_calibrated(cli, config):
+    given = ["name=calibrated", "train.epochs=0", "train.warmup_epochs=5"]
+    assert cli("train", config, *given).code == 0
+    refused = cli("rank", "runs/calibrated", "--subnets", 2)
+    assert refused.code == 2
+    assert "give --epochs" in refused.error
+    assert cli("rank", "runs/calibrated", "--subnets", 2, "--seeds", 1, "--epochs", 1).code == 0
+
+
 def test_a_damaged_journal_is_named(cli, run):
     Path(run, "rank.jsonl").write_text('{"digest": 1}\n')
     result = cli("rank", run, *ARGUMENTS)

@@ -105,6 +105,14 @@ class TestExisting:
         assert "seed differs" in message
         assert "and 1 more" in message
 
+    def test_resume_where_the_data_have_moved_or_on_another_machine(self, begun, config, capsys):
+        open_and_close(load_config(config, ["data.root=/elsewhere", "data.workers=1"]), resume=True)
+        assert begun.config().data.root == "/elsewhere"
+        assert capsys.readouterr().err == ""
+        open_and_close(load_config(config, ["threads=2"]), resume=True)
+        assert "warning: data" not in (told := capsys.readouterr().err)
+        assert "warning: threads is not that of the run's start" in told
+
     @pytest.mark.parametrize("spelt", ["runs/", "./runs", "runs/../runs", "{cwd}/runs"])
     def test_resume_under_another_spelling_of_its_place(self, begun, config, spelt):
         other = load_config(config, [f"output_dir={spelt.format(cwd=Path.cwd())}"])

@@ -114,6 +114,7 @@ def test_a_timm_model_teaches_with_local_weights(space, split, tmp_path):
     teacher = load_teacher(given, space=space, split=split, device=CPU)
     x = torch.randn(2, 1, 160, 160)
     torch.testing.assert_close(teacher(x), model.eval()(x))
+    assert teacher(torch.randn(2, 1, 8, 8)).shape == (2, 10)  # a model of one size sees images of that size
 
 
 def test_teachers_that_cannot_teach_are_named(make_space, split, tmp_path, monkeypatch):

@@ -314,6 +314,23 @@ def test_a_training_that_keeps_diverging_stops_with_advice(start, tmp_path, monk
     assert Checkpoint.load(tmp_path / "train" / "checkpoints" / "last.safetensors").epoch == 1
 
 
+def test_weights_that_the_last_step_broke_are_not_kept(start, splits, tmp_path, monkeypatch):
+    real, last = Step.__call__, len(splits[0]) // CONFIG.batch_size - 1
+
+    def call(self, x_BCHW, y_B, step):
+        loss = real(self, x_BCHW, y_B, step)
+        if step == last and not self._rollbacks:
+            with torch.no_grad():
+                self._model.cls_token.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Step, "__call__", call)
+    result = start(config=CONFIG)
+    logged = rows(tmp_path / "train")
+    assert "weights became" in logged[0]["rollback"]
+    assert all(np.isfinite(probe.loss) for probe in result.probes.values())
+
+
 @pytest.mark.parametrize(("at_step", "value"), [(5, float("inf")), (30, 1e4)])
 def test_a_rollback_goes_on_with_other_batches_and_is_replayed_by_a_resumed_run(
     start, tmp_path, monkeypatch, at_step, value
