@@ -175,6 +175,8 @@ def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[Ru
                 )
             for key in sorted({"threads", "compute"} & set(differing_keys(config, earlier))):
                 print(f"warning: {key} is not that of the run's start; results differ by rounding", file=sys.stderr)
+        for part in run.checkpoint.parent.glob(".*.part"):  # of a checkpoint at which a kill came
+            part.unlink()
         if overwrite:
             run.remove(*STAGE_FILES)
         write_atomic(run.path / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")

@@ -129,7 +129,10 @@ def _parameter(key: Any, value: Any, *, source: str) -> Parameter:
         hint = f"did you mean '{close[0]}'?" if close else f"valid here: {', '.join(keys)}"
         raise UsageError(f"{where}: is no key that can be tuned: {hint}")
     if isinstance(value, dict):
-        return validate(Range, value, source=where)
+        given = validate(Range, value, source=where)
+        if keys[key] in (float, float | None):  # 1 to 2 has numbers between
+            given = dataclasses.replace(given, min=float(given.min), max=float(given.max))
+        return given
     if not isinstance(value, list) or not value:
         raise UsageError(f"{where}: must be a list of choices, or min and max, not {value!r}")
     for choice in value:
@@ -138,21 +141,21 @@ def _parameter(key: Any, value: Any, *, source: str) -> Parameter:
     return tuple(value)
 
 
-def parameter_keys() -> list[str]:
-    """The keys of a configuration that can be tuned."""
-    data = [f"data.{field.name}" for field in dataclasses.fields(DataConfig) if field.name in AUGMENTATION]
-    train = [key for key in _leaves(TrainConfig, "train") if key not in LENGTH]
-    return [*train, *_leaves(SupernetConfig, "supernet"), *data]
+def parameter_keys() -> dict[str, Any]:
+    """The keys of a configuration that can be tuned, with their types."""
+    train = {key: kind for key, kind in _leaves(TrainConfig, "train") if key not in LENGTH}
+    data = {key: kind for key, kind in _leaves(DataConfig, "data") if key.removeprefix("data.") in AUGMENTATION}
+    return train | dict(_leaves(SupernetConfig, "supernet")) | data
 
 
-def _leaves(cls: type[Any], prefix: str) -> Iterator[str]:
+def _leaves(cls: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         key, kind = f"{prefix}.{field.name}", kinds[field.name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from _leaves(kind, key)
         else:
-            yield key
+            yield key, kind
 
 
 def settings(base: RunConfig, parameters: Mapping[str, Any], *, source: str) -> RunConfig:

@@ -105,6 +105,13 @@ class TestExisting:
         assert "seed differs" in message
         assert "and 1 more" in message
 
+    def test_resume_removes_what_a_kill_left_of_a_checkpoint(self, begun, settings):
+        part = begun.checkpoint.with_name(".last.safetensors.123.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half")
+        open_and_close(settings, resume=True)
+        assert not part.exists()
+
     def test_resume_where_the_data_have_moved_or_on_another_machine(self, begun, config, capsys):
         open_and_close(load_config(config, ["data.root=/elsewhere", "data.workers=1"]), resume=True)
         assert begun.config().data.root == "/elsewhere"

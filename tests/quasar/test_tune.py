@@ -95,7 +95,7 @@ def test_a_bad_sweep_is_one_line_with_file_and_key(write, changes, message):
     ("changes", "message"),
     [
         ({"parameters": {"train.lr": {"min": -1.0, "max": 1.0}}}, "parameters.train.lr=-1.0: train: lr must be"),
-        ({"parameters": {"train.warmup_epochs": {"min": 0, "max": 9}}}, "parameters.train.warmup_epochs=9: "),
+        ({"parameters": {"train.warmup_epochs": {"min": 0, "max": 9}}}, "parameters.train.warmup_epochs=9.0: "),
         ({"parameters": {"train.sampling.strategy": ["single", 3]}}, "parameters.train.sampling.strategy=3: "),
         ({"parameters": {"train.distill.kind": ["none", "kl"]}}, "distill.kind is kl, but nothing teaches"),
         ({"grace_epochs": 5}, r"grace_epochs (5) must not be more than train.epochs (4)"),
@@ -165,6 +165,13 @@ def test_optuna_draws_what_the_sweep_says(parameter):
         assert isinstance(value, int) == (isinstance(parameter.min, int) and isinstance(parameter.max, int))
     else:
         assert value in parameter
+
+
+def test_whole_ends_of_a_range_of_floats_are_floats(write):
+    ends = {"min": 1, "max": 2}
+    given = load_sweep(write(parameters={"train.lr": ends, "train.batch_size": ends}))
+    assert isinstance(given.parameters["train.lr"].min, float)
+    assert isinstance(given.parameters["train.batch_size"].min, int)
 
 
 def test_a_journal_is_read_back_and_loses_half_a_line(tmp_path):
