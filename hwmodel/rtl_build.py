@@ -127,14 +127,23 @@ def find_simulator(name: str) -> Simulator:
     return _Cxxrtl(name=f"CXXRTL of {_version([program, '-V'])}", program=program, include=share / "include")
 
 
-def run(command: Sequence[str], *, what: str) -> str:
-    """Standard output of a program; raises `QuasarError` with its first error, or its last line, if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(command: Sequence[str], *, what: str, folder: Path | None = None) -> str:
+    """Standard output of a program; raises `QuasarError` with its first error, or its last line, if it fails.
+
+    Args:
+        folder: where it runs; here if None.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         problem = next((line for line in lines if re.match("%Error|ERROR:|.*error:", line)), lines[-1])
         raise QuasarError(f"{what} failed with status {done.returncode}: {problem.strip()}")
     return done.stdout
+
+
+def seen_from(folder: Path, path: Path) -> str:
+    """A path as a program that runs in `folder` finds it: yosys as WebAssembly has a /tmp of its own by full paths."""
+    return os.path.relpath(path.resolve(), folder.resolve())
 
 
 def tool(name: str, *, package: str) -> str:
@@ -181,11 +190,11 @@ class _Cxxrtl:
     include: Path
 
     def build(self, design: Design, folder: Path) -> None:
-        script = [f'read_verilog -sv "{module}"' for module in design.modules]
+        script = [f'read_verilog -sv "{seen_from(folder, module)}"' for module in design.modules]
         script += [f"chparam -set {name} {value} {design.top}" for name, value in design.parameters]
         script += [f"hierarchy -check -top {design.top}", "proc", "flatten", "opt_clean"]
-        script += [f'write_cxxrtl -g2 "{folder / "model.cc"}"']  # -g2: ports can be found by name
-        run([self.program, "-q", "-p", "; ".join(script)], what="yosys")
+        script += ["write_cxxrtl -g2 model.cc"]  # -g2: ports can be found by name
+        run([self.program, "-q", "-p", "; ".join(script)], what="yosys", folder=folder)
         command = ["g++", "-std=c++17", "-O1", "-w", "-DCXXRTL", "-I", str(folder)]
         # Addresses run past the end of a memory while nothing waits for the word: this must read zeros, not abort.
         command.append("-DCXXRTL_NDEBUG")

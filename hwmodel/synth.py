@@ -37,7 +37,7 @@ from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.files import write_atomic
 from hwmodel.resources import ENGINE_PARTS, VECTOR_PARTS, resource_terms
-from hwmodel.rtl_build import modules_under, run
+from hwmodel.rtl_build import modules_under, run, seen_from
 from hwmodel.rtl_parameters import ENGINE, VECTOR_UNIT, engine_parameters, vector_parameters
 
 #: twice the largest array that was tried; beyond, a synthesis takes many minutes
@@ -248,20 +248,19 @@ def _counts(top: str, parameters: Mapping[str, int], program: str, version: str)
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise QuasarError(f"{cache}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
-    # Not in /tmp: a yosys of WebAssembly has a /tmp of its own.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".synth-") as folder:
-        statistics = Path(folder, "stat.json")
-        script = Path(folder, "synth.ys")
-        commands = [*_script(top, parameters, sources), f"tee -q -o {statistics} stat -json"]
-        script.write_text("\n".join(commands) + "\n", encoding="utf-8")
-        run([program, "-q", str(script)], what=f"the synthesis of {top}")
-        text = statistics.read_text(encoding="utf-8")
+        place = Path(folder)
+        commands = _script(top, parameters, [seen_from(place, source) for source in sources])
+        commands.append("tee -q -o stat.json stat -json")
+        (place / "synth.ys").write_text("\n".join(commands) + "\n", encoding="utf-8")
+        run([program, "-q", "synth.ys"], what=f"the synthesis of {top}", folder=place)
+        text = (place / "stat.json").read_text(encoding="utf-8")
     counts = count_cells(parse_stat(text), top)
     write_atomic(kept, text)
     return counts
 
 
-def _script(top: str, parameters: Mapping[str, int], sources: list[Path]) -> list[str]:
+def _script(top: str, parameters: Mapping[str, int], sources: list[str]) -> list[str]:
     values = " ".join(f"-chparam {name} {value}" for name, value in sorted(parameters.items()))
     return [
         *(f'read_verilog -sv -defer "{source}"' for source in sources),

@@ -288,6 +288,22 @@ def test_cxxrtl_agrees_with_verilator(backend, activations, max_tokens):
     assert differing(jobs, results) == []
 
 
+@needs_tools
+@pytest.mark.slow
+def test_cxxrtl_where_sources_and_cache_are_temporary(monkeypatch, tmp_path):
+    try:
+        hwmodel.rtl_build.find_simulator("cxxrtl")
+    except UsageError as error:
+        pytest.skip(str(error))
+    folder = tmp_path / "rtl"
+    shutil.copytree(hwmodel.rtl_build.RTL_FOLDER, folder)
+    monkeypatch.setattr(hwmodel.rtl_build, "RTL_FOLDER", folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = engine("dual", "onchip", array_rows=2, array_inputs=2, widths=(256, 16, 16), max_tokens=16)
+    jobs = random_jobs(config, 3, seed=5)
+    assert differing(jobs, simulate(config, jobs, simulator="cxxrtl")) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "sizes", "message"),
     [
