@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -160,6 +161,12 @@ def _cli(*arguments) -> Result:
 def cli():
     """`quasar ...` in this process; an exception that the command line lets through fails the test."""
     return _cli
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Shells start background jobs deaf to Ctrl-C, and so is what these start: tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
