@@ -45,7 +45,9 @@ from supernet.subnet import BlockChoice, Subnet, hidden_units
 @functools.lru_cache(maxsize=4096)
 def _is_high(rows: int, group: int, high: int, device: torch.device) -> Tensor:
     """True for the rows at high precision, (rows,); see `LinearPlan`. Cached, as a subnet asks for tens of them."""
-    return torch.arange(rows, device=device) % group < high
+    # An evaluation may be what asks first, and autograd takes no tensor that was made in inference mode.
+    with torch.inference_mode(False):
+        return torch.arange(rows, device=device) % group < high
 
 
 class ElasticLinear(nn.Module):

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+import supernet.vit as supernet_vit
 from supernet.alone import train_alone
 from supernet.calibrate import calibrate, recalibrate
 from supernet.checkpoint import Checkpoint
@@ -29,6 +30,19 @@ LEARNED = SupernetConfig(layer_scale=0.5, scales="learned")
 CONFIG = TrainConfig(epochs=2, batch_size=64, lr=3e-3, warmup_epochs=1)
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 10
+
+
+def test_training_goes_on_after_an_evaluation(space, make_supernet):
+    supernet_vit._is_high.cache_clear()  # what an evaluation makes first must serve a training, too
+    model = make_supernet(space)
+    model.learn_scales()
+    subnet = dataclasses.replace(
+        space.largest(), blocks=tuple(dataclasses.replace(b, qkv_ratio=0.3) for b in space.largest().blocks)
+    )
+    with torch.inference_mode():
+        model(IMAGES, subnet)
+    model(IMAGES, subnet).sum().backward()
+    assert model.blocks[0].mixers["attention"].qkv.log_range.grad is not None
 
 
 @pytest.fixture(scope="module")
