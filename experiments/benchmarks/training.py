@@ -14,7 +14,8 @@ The last line is JSON, times in CPU-seconds:
   `img_per_cpu_s_fp32` (own step without quantization; mark: 0.9 times timm's), `timm_img_per_cpu_s_fp32`;
 * `qat_over_float`: quantized over unquantized single-path step, in bfloat16 (mark: 1.15), and the same in float32;
 * `sandwich3_over_single` in bfloat16 (mark: 3.2);
-* `peak_memory_ratio`: quantized over unquantized, of the peak of memory that a step allocates (mark: 1.25).
+* `peak_memory_ratio`: quantized over unquantized, of the peak of memory that a step allocates (mark: 1.25);
+* without `--quick` also `learned_over_measured` and `learned_over_measured_memory`: what learned scales cost.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def ignore(*arguments: object) -> None:
 
 
 def own_step(
-    strategy: str, precision: str, x: torch.Tensor, y: torch.Tensor, *, quantize: bool = True
+    strategy: str, precision: str, x: torch.Tensor, y: torch.Tensor, *, quantize: bool = True, learned: bool = False
 ) -> Callable[[], None]:
     """A training step of the supernet."""
     torch.manual_seed(0)
@@ -97,6 +98,8 @@ def own_step(
     with torch.no_grad():
         model(x, SPACE.largest(), observer)
     observer.update(momentum=0.0)
+    if learned:
+        model.learn_scales()
     optimizer = torch.optim.AdamW(model.parameters(), lr=CONFIG.lr)
     config = dataclasses.replace(CONFIG, sampling=SamplingConfig(strategy=strategy), precision=precision)
     step = Step(model, optimizer, config, seed=0, quantize=quantize)
@@ -170,8 +173,10 @@ def main() -> None:
         "sandwich_bf16": own_step("sandwich-middle", "bfloat16", x, y),
     }
     if not quick:
+        variants["learned_bf16"] = own_step("middle", "bfloat16", x, y, learned=True)
         variants |= {"qat_fp32": own_step("middle", "float32", x, y), "timm_bf16": timm_step("bfloat16", x, y)}
-    memory = {name: peak_bytes(variants[name]) for name in ("float_bf16", "qat_bf16")}  # and warms up
+    measured = ("float_bf16", "qat_bf16", "learned_bf16")
+    memory = {name: peak_bytes(variants[name]) for name in measured if name in variants}  # and warms up
     seconds = {name: [] for name in variants}
     for _ in range(2 if quick else 8):
         for name, run in variants.items():
@@ -190,6 +195,8 @@ def main() -> None:
     if not quick:
         figures["qat_over_float_fp32"] = best["qat_fp32"] / best["float_fp32"]
         figures["timm_img_per_cpu_s_bf16"] = BATCH / best["timm_bf16"]
+        figures["learned_over_measured"] = best["learned_bf16"] / best["qat_bf16"]
+        figures["learned_over_measured_memory"] = memory["learned_bf16"] / memory["qat_bf16"]
     for name, count in memory.items():
         print(f"{name:14} {count / 2**20:6.0f} MiB at the peak of a step")
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))

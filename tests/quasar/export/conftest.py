@@ -134,3 +134,20 @@ def make_info():
         return BundleInfo(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def deit_tiny():
+    """A space whose only shape is DeiT-tiny's, with a quarter of the rows at 8 bits."""
+    return SearchSpace(
+        num_classes=1000,
+        in_chans=3,
+        patch_size=16,
+        head_dim=64,
+        image_size=(224,),
+        embed_dim=(192,),
+        depth=(12,),
+        num_heads=(3,),
+        mlp_ratio=(4.0,),
+        high_precision_ratio=(0.25,),
+    )

@@ -190,19 +190,7 @@ def test_every_tensor_for_many_subnets(make_module, space):
 
 
 @pytest.mark.slow
-def test_every_tensor_of_a_subnet_of_the_size_of_deit_tiny(make_module):
-    space = SearchSpace(
-        num_classes=1000,
-        in_chans=3,
-        patch_size=16,
-        head_dim=64,
-        image_size=(224,),
-        embed_dim=(192,),
-        depth=(12,),
-        num_heads=(3,),
-        mlp_ratio=(4.0,),
-        high_precision_ratio=(0.25,),
-    )
-    module, x = make_module(space.largest(), space=space, images=2)
+def test_every_tensor_of_a_subnet_of_the_size_of_deit_tiny(make_module, deit_tiny):
+    module, x = make_module(deit_tiny.largest(), space=deit_tiny, images=2)
     network = integer_network(module, x)
     assert_same(network, network.quantize_images(x[:1]))

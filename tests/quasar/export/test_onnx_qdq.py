@@ -14,7 +14,6 @@ from hwmodel.errors import UsageError
 from quasar.export.onnx_qdq import Rows, Site, build_qdq, weight_bytes
 from supernet.lowering import lower
 from supernet.plan import attention_plan
-from supernet.space import SearchSpace
 
 
 def open_session(model, options=None):
@@ -210,20 +209,8 @@ def test_without_onnx_the_pip_command_is_named(make_module, subnets, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_model_of_the_size_of_deit_tiny_takes_four_megabytes(make_module):
-    space = SearchSpace(
-        num_classes=1000,
-        in_chans=3,
-        patch_size=16,
-        head_dim=64,
-        image_size=(224,),
-        embed_dim=(192,),
-        depth=(12,),
-        num_heads=(3,),
-        mlp_ratio=(4.0,),
-        high_precision_ratio=(0.25,),
-    )
-    module, _ = make_module(space.largest(), space=space, images=2)
+def test_a_model_of_the_size_of_deit_tiny_takes_four_megabytes(make_module, deit_tiny):
+    module, _ = make_module(deit_tiny.largest(), space=deit_tiny, images=2)
     model = build_qdq(module)
     assert weight_bytes(model) == lower(module.subnet).weight_bytes
     assert model.ByteSize() < 4.3e6
