@@ -59,16 +59,17 @@ def run_command(
     from quasar.run_folder import open_run
 
     settings = load_config(config, overrides or ())
-    from quasar import pipeline, summary
+    from quasar import export_stage, pipeline, search_stage, summary
+    from quasar.report import write_report
 
     splits = pipeline.prepare(settings, resume=resume)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
         pipeline.train_stage(run, settings, splits)
-        if not (run.front.exists() and pipeline.any_feasible(run.read_front())):
-            pipeline.search_stage(run, settings, splits)
+        if not (run.front.exists() and search_stage.any_feasible(run.read_front())):
+            search_stage.search_stage(run, settings, splits)
         front = run.read_front()
-        bundles = pipeline.export_stage(run, settings, splits, overwrite=True)
-        pipeline.report_stage(run)
+        bundles = export_stage.export_stage(run, settings, splits, overwrite=True)
+        write_report(run.path)
     if not as_json:
         summary.print_front(front, bundles)
         summary.print_next(run, bundles)
@@ -239,12 +240,12 @@ def search(
 
     folder = RunFolder(run)
     settings = folder.config(given)
-    from quasar import pipeline, summary
+    from quasar import pipeline, search_stage, summary
 
     pipeline.check_names(settings)
     with folder.locked():
-        pipeline.check_search(folder, settings, resume=resume, overwrite=overwrite)
-        front = pipeline.search_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
+        search_stage.check_search(folder, settings, resume=resume, overwrite=overwrite)
+        front = search_stage.search_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
     if not as_json:
         summary.print_front(front, {})
         print(f"next: {summary.program()} export {run}")
@@ -278,11 +279,11 @@ def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, deb
 
     folder = RunFolder(run)
     settings = folder.config()
-    from quasar import pipeline, summary
+    from quasar import export_stage, pipeline, summary
 
     with folder.locked():
         front = folder.read_front()
-        bundles = pipeline.export_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
+        bundles = export_stage.export_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
     if not as_json:
         summary.print_front(front, bundles)
         print(f"next: {summary.program()} verify {run}")
@@ -297,10 +298,10 @@ def report(run: Run, *, as_json: Json = False, debug: Debug = False) -> dict[str
 
     folder = RunFolder(run)
     folder.config()
-    from quasar import pipeline
+    from quasar.report import write_report
 
     with folder.locked():
-        path = pipeline.report_stage(folder)
+        path = write_report(folder.path)
     if not as_json:
         print(path)
     return {"report": str(path)}

@@ -12,6 +12,7 @@ from quasar import pipeline
 from quasar.config import CONFIG_FILE
 from quasar.export.bundle import MANIFEST, Bundle, load_bundle
 from quasar.export.verify import verify_bundle
+from quasar.export_stage import target_folder
 from quasar.progress import stage
 from quasar.run_folder import RunFolder
 from supernet.data.splits import Split, open_test, open_train
@@ -95,7 +96,7 @@ def _targets(run: RunFolder) -> dict[str, Subnet]:
         return {}
     targets = run.read_front()["targets"]
     return {
-        pipeline.target_folder(target): Subnet.from_dict(target["subnet"], source=str(run.front))
+        target_folder(target): Subnet.from_dict(target["subnet"], source=str(run.front))
         for target in targets
         if target["status"] == "ok"
     }

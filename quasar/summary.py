@@ -41,7 +41,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     """The chosen subnet of each target; `bundles` maps the folder names of targets to their bundles."""
-    from quasar.pipeline import target_folder
+    from quasar.export_stage import target_folder
 
     table = _table(
         "target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", "validation", "test", *(("files",) if bundles else ())

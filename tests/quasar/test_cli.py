@@ -687,9 +687,9 @@ class TestInterrupt:
         ("where", "command", "flags"),
         [
             ("quasar.pipeline.train", "run", ["--overwrite"]),
-            ("quasar.pipeline.run_search", "search", ["--overwrite"]),
-            ("quasar.pipeline.write_bundle", "export", ["--overwrite"]),
-            ("quasar.pipeline.write_report", "report", []),
+            ("quasar.search_stage.run_search", "search", ["--overwrite"]),
+            ("quasar.export_stage.write_bundle", "export", ["--overwrite"]),
+            ("quasar.report.write_report", "report", []),
             ("quasar.evaluation.evaluate", "evaluate", ["--subnet", "max"]),
             ("quasar.evaluation.verify_bundle", "verify", []),
             ("hwmodel.explore.explore", "hw explore", []),
@@ -712,6 +712,6 @@ class TestInterrupt:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("quasar.pipeline.run_search", interrupt)
+        monkeypatch.setattr("quasar.search_stage.run_search", interrupt)
         result = cli("search", run, "--overwrite", "--json")
         assert result.document == {"error": result.error.removeprefix("error: "), "exit_code": 130}

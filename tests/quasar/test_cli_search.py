@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwmodel.errors import UsageError
-from quasar.pipeline import target_folder
+from quasar.export_stage import target_folder
 from search.config import SearchConfig, Target
 
 
@@ -138,7 +138,7 @@ def test_a_subnet_without_an_integer_form_has_no_integer_accuracy(cli, run, monk
     def refuse(module, images):
         raise UsageError("an operator of this subnet has no integer form")
 
-    monkeypatch.setattr("quasar.pipeline.find_ranges", refuse)
+    monkeypatch.setattr("quasar.search_stage.find_ranges", refuse)
     result = cli("search", run, "--overwrite")
     assert result.code == 0
     assert "has no integer accuracy: an operator of this subnet has no integer form" in result.err

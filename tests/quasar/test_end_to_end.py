@@ -12,8 +12,9 @@ from PIL import Image
 
 from quasar.config import load_config
 from quasar.export.bundle import load_bundle
-from quasar.pipeline import COST_KEYS, open_splits
+from quasar.pipeline import open_splits
 from quasar.run_folder import RunFolder
+from quasar.search_stage import COST_KEYS
 from supernet.evaluate import evaluate_integer
 from supernet.subnet import Subnet
 
@@ -224,7 +225,7 @@ class TestResume:
             raise AssertionError("done again")
 
         monkeypatch.setattr("supernet.step.Step.__call__", never)
-        monkeypatch.setattr("quasar.pipeline.run_search", never)
+        monkeypatch.setattr("quasar.search_stage.run_search", never)
         before = contents(run)
         assert cli("run", config, "--resume").code == 0
         after = contents(run)
@@ -271,11 +272,11 @@ class TestTestSet:
 
     @pytest.fixture
     def events(self, monkeypatch):
-        from quasar import pipeline
+        from quasar import search_stage
         from supernet.data import splits
 
         seen = []
-        real_load, real_search = splits._load, pipeline.run_search
+        real_load, real_search = splits._load, search_stage.run_search
 
         def load(config, part):
             seen.append(part)
@@ -288,7 +289,7 @@ class TestTestSet:
             return result
 
         monkeypatch.setattr(splits, "_load", load)
-        monkeypatch.setattr(pipeline, "run_search", search)
+        monkeypatch.setattr(search_stage, "run_search", search)
         return seen
 
     def test_is_not_opened_before_the_search_has_ended(self, cli, config, events):
@@ -454,15 +455,15 @@ class TestInterrupt:
         [
             (signal.SIGINT, "supernet.step:Step.__call__", 12),
             (signal.SIGINT, "search.run:append_line", 10),
-            (signal.SIGINT, "quasar.pipeline:write_bundle", 2),
-            (signal.SIGINT, "quasar.pipeline:write_report", 1),
+            (signal.SIGINT, "quasar.export_stage:write_bundle", 2),
+            (signal.SIGINT, "quasar.report:write_report", 1),
             (signal.SIGKILL, "supernet.step:Step.__call__", 3),  # in the first epoch
             (signal.SIGKILL, "supernet.metrics:append_line", 2),  # after the second, before its line
             (signal.SIGKILL, "supernet.checkpoint:write_atomic", 3),  # between its line and its checkpoint
             (signal.SIGKILL, "search.run:append_line", 10),  # in the second generation
             (signal.SIGKILL, "search.cache:append_line", 5),  # measured, but not written down
-            (signal.SIGKILL, "quasar.pipeline:write_front_picture", 1),  # after the search
-            (signal.SIGKILL, "quasar.pipeline:write_bundle", 2),  # between two bundles
+            (signal.SIGKILL, "quasar.search_stage:write_front_picture", 1),  # after the search
+            (signal.SIGKILL, "quasar.export_stage:write_bundle", 2),  # between two bundles
         ],
     )
     def test_run_goes_on_to_the_same_result(self, start_stopping, cli, config, finished, contents, where, count, how):
@@ -500,7 +501,7 @@ class TestInterrupt:
         ("command", "where", "flags"),
         [
             ("search", "search.run:append_line", ["--overwrite"]),
-            ("export", "quasar.pipeline:write_bundle", ["--overwrite"]),
+            ("export", "quasar.export_stage:write_bundle", ["--overwrite"]),
             ("verify", "quasar.export.verify:resize_images", []),
             ("evaluate", "quasar.evaluation:evaluate", ["--subnet", "max"]),
             ("report", "quasar.report:render", []),
