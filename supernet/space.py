@@ -136,6 +136,13 @@ class SearchSpace:
         return np.array(sizes, dtype=np.int64)
 
     @property
+    def gene_choices(self) -> tuple[tuple[int | float | str, ...], ...]:
+        """What each gene chooses between, in the order of its indices; of heads that are tied to the width, "embed"."""
+        heads = ("embed",) if self.num_heads == "embed" else self.num_heads
+        block = (heads, self.mlp_ratio, self.operator, *[self.high_precision_ratio] * len(LINEARS))
+        return (self.image_size, self.embed_dim, self.depth, *block * self.max_depth)
+
+    @property
     def size(self) -> int:
         """Number of different subnets."""
         per_block = math.prod(self.gene_sizes[3 : 3 + len(BLOCK_GENES)].tolist())
