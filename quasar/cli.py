@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,12 +55,12 @@ def run_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Do all stages of a run: train, search, export, report."""
+    """Do all stages of a run: train, search, fine-tune if the configuration says so, export, report."""
     from quasar.config import load_config
     from quasar.run_folder import open_run
 
     settings = load_config(config, overrides or ())
-    from quasar import export_stage, pipeline, search_stage, summary
+    from quasar import export_stage, finetune_stage, pipeline, search_stage, summary
     from quasar.report import write_report
 
     splits = pipeline.prepare(settings, resume=resume)
@@ -68,6 +69,8 @@ def run_command(
         if not (run.front.exists() and search_stage.any_feasible(run.read_front())):
             search_stage.search_stage(run, settings, splits)
         front = run.read_front()
+        if settings.finetune is not None:
+            finetune_stage.finetune_stage(run, settings, splits)
         bundles = export_stage.export_stage(run, settings, splits, overwrite=True)
         write_report(run.path)
     if not as_json:
@@ -250,6 +253,25 @@ def search(
         summary.print_front(front, {})
         print(f"next: {summary.program()} export {run}")
     return front
+
+
+@app.command()
+@command
+def finetune(run: Run, overrides: Overrides = None, *, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
+    """Train the chosen subnets further, each by itself, for finetune.epochs; export then takes those that gained."""
+    from quasar.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    settings = folder.config(overrides or ())
+    from quasar import finetune_stage, pipeline, summary
+
+    finetune_stage.check_finetuning(folder, settings)
+    with folder.locked():
+        subnets = finetune_stage.finetune_stage(folder, settings, pipeline.open_splits(settings))
+    if not as_json:
+        summary.print_finetuned(subnets)
+        print(f"next: {summary.program()} export {run}")
+    return {"subnets": [asdict(subnet) for subnet in subnets]}
 
 
 @app.command()

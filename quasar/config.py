@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from hwmodel.errors import UsageError
 from search.config import HardwareConfig, SearchConfig
-from supernet.config import SupernetConfig, TrainConfig
+from supernet.config import FinetuneConfig, SupernetConfig, TrainConfig
 from supernet.data.config import DataConfig
 from supernet.space import SearchSpace
 from supernet.validation import read_yaml, validate
@@ -25,9 +25,9 @@ CONFIG_FILE = "config.yaml"
 class RunConfig:
     """All settings of a run.
 
-    The run folder is `output_dir/name`. `compute` is where torch runs, `threads` how many CPU threads it uses (by
-    default one for each core; with 1, results do not depend on the number of cores, and small networks train no
-    slower).
+    The run folder is `output_dir/name`. With `finetune`, `quasar run` trains the chosen subnets further, one by one.
+    `compute` is where torch runs, `threads` how many CPU threads it uses (by default one for each core; with 1, results
+    do not depend on the number of cores, and small networks train no slower).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -39,6 +39,7 @@ class RunConfig:
     search: SearchConfig
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    finetune: FinetuneConfig | None = None
     output_dir: str = "runs"
     seed: int = 0
     compute: Literal["auto", "cpu", "cuda"] = "auto"

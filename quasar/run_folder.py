@@ -28,6 +28,7 @@ ENVIRONMENT_FILE = "env.json"
 STAGE_FILES = {
     "train": ("train", "rank.json", "rank.jsonl", "evaluations.jsonl"),
     "search": ("search", "timing.json"),
+    "finetune": ("finetune",),
     "export": ("export",),
     "report": ("report.html",),
 }
@@ -77,6 +78,11 @@ class RunFolder:
     def rank_journal(self) -> Path:
         """One line for each subnet that `quasar rank` trained."""
         return self.path / "rank.jsonl"
+
+    @property
+    def finetune(self) -> Path:
+        """The chosen subnets after further training."""
+        return self.path / "finetune"
 
     @property
     def export(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from hwmodel.cost import CostEstimate
 from hwmodel.device import Device
 
 if TYPE_CHECKING:
+    from quasar.finetune_stage import Finetuned
     from quasar.run_folder import RunFolder
     from supernet.evaluate import Evaluation
 
@@ -72,6 +73,21 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     for reason in reasons:
         console.print(reason, highlight=False)
     console.print(f"device {front['device']}; latency by the analytic model, LUT an estimate", style="dim")
+
+
+def print_finetuned(subnets: Sequence[Finetuned]) -> None:
+    """What further training has gained, a line for each chosen subnet."""
+    table = _table("subnet", "validation before", "after", "gain in points", "test", "")
+    for subnet in subnets:
+        table.add_row(
+            subnet.digest,
+            f"{subnet.val_before:.2%}",
+            f"{subnet.val_after:.2%}",
+            f"{100 * (subnet.val_after - subnet.val_before):+.2f}",
+            "–" if subnet.test_accuracy is None else f"{subnet.test_accuracy:.2%}",
+            "will be exported" if subnet.kept else "the inherited weights stay",
+        )
+    _console().print(table)
 
 
 def print_profile(document: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Training one subnet by itself, from random weights: what its inherited weights are to be compared with.
+"""Training one subnet by itself: from random weights, or further from those that it inherits.
 
-The network is a supernet of one subnet, whose tensors are no larger than the subnet: rows and inputs that others use
-would take part in the scales of its rows. Everything else is as in the training of a supernet.
+From random weights, for comparison with the inherited ones, the network is a supernet of one subnet, whose tensors are
+no larger than the subnet: rows and inputs that others use would take part in the scales of its rows. Fine-tuning goes
+on in the whole supernet, so that it starts with exactly the network that was chosen; the scales of measured rows stay
+those of the full rows. Everything else is as in the training of a supernet.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 
 from hwmodel.errors import QuasarError
 from supernet.calibrate import linears_of
-from supernet.config import DistillConfig, Progress, SamplingConfig, SupernetConfig, TrainConfig
+from supernet.config import DistillConfig, FinetuneConfig, Progress, SamplingConfig, SupernetConfig, TrainConfig
 from supernet.data.splits import Split
 from supernet.distill import load_teacher
 from supernet.functional import Observer
@@ -54,8 +56,24 @@ def train_alone(
     observer.update(momentum=0.0)
     if supernet.scales == "learned":
         model.learn_scales()
+    return train_further(model, subnet, config=config, train_split=train_split, seed=seed, progress=progress)
+
+
+def train_further(
+    model: SupernetViT, subnet: Subnet, *, config: TrainConfig, train_split: Split, seed: int, progress: Progress
+) -> SubnetViT:
+    """One subnet of `model` after training from the weights that it has, extracted; the other subnets are spoilt.
+
+    Args:
+        config: as `finetuning_settings` gives it.
+        seed: of everything random in a step.
+
+    Raises:
+        UsageError: a teacher that cannot teach.
+        QuasarError: training diverges.
+    """
     state = State.fresh(model, config=config, steps=steps_per_epoch(config, train_split))
-    teacher = load_teacher(config.distill, space=model.space, split=train_split, device=device)
+    teacher = load_teacher(config.distill, space=model.space, split=train_split, device=model.cls_token.device)
     try:
         while state.epoch < config.epochs:
             train_epoch(
@@ -65,7 +83,7 @@ def train_alone(
     except DivergedError as diverged:
         raise QuasarError(
             f"training subnet {subnet.digest} alone, seed {seed}: {diverged}, in epoch {state.epoch + 1}; "
-            "train the supernet with a lower train.lr or with train.clip_grad_norm"
+            "use a lower learning rate or train.clip_grad_norm"
         ) from None
     return extract(state.weights, subnet)
 
@@ -85,6 +103,13 @@ def settings_alone(config: TrainConfig, *, epochs: int) -> TrainConfig:
         sampling=SamplingConfig(),
         distill=DistillConfig() if config.distill.teacher is None else config.distill,
     )
+
+
+def finetuning_settings(config: TrainConfig, finetune: FinetuneConfig) -> TrainConfig:
+    """The settings of a supernet's training for further training of one subnet: no warm-up, and a lower rate."""
+    lr = config.lr / 10 if finetune.lr is None else finetune.lr
+    alone = settings_alone(config, epochs=finetune.epochs)
+    return dataclasses.replace(alone, lr=lr, min_lr=min(config.min_lr, lr), warmup_epochs=0.0, float_epochs=0)
 
 
 def supernet_of_one(subnet: Subnet, *, layer_scale: float | None, seed: int) -> SupernetViT:

@@ -214,3 +214,24 @@ class TrainConfig:
                 f"distill.kind is {self.distill.kind}, but nothing teaches: choose sampling.strategy sandwich or "
                 "max_random, or name a distill.teacher"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """Further training of a chosen subnet by itself, from the weights that it inherits.
+
+    Args:
+        epochs: over the training split.
+        lr: the first learning rate, which falls by a cosine to `train.min_lr`; null is a tenth of `train.lr`.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    epochs: int = 2
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite or null, not {self.lr}")
