@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,13 @@ class GraphBuilder:
         metadata: dict[str, str],
         input_type: str = "FLOAT",
         output_type: str = "FLOAT",
+        domains: Mapping[str, int] | None = None,
     ) -> ModelProto:
-        """The model with inputs and outputs of these shapes, and of types by name, after onnx has checked it."""
+        """The model with inputs and outputs of these shapes, and of types by name, after onnx has checked it.
+
+        Args:
+            domains: versions of domains beside ONNX's own, by name.
+        """
         helper, types = self._onnx.helper, self._onnx.TensorProto.DataType
         ends = [
             [helper.make_tensor_value_info(key, types.Value(kind), shape) for key, shape in values.items()]
@@ -81,7 +87,7 @@ class GraphBuilder:
         ]
         model: ModelProto = helper.make_model(
             helper.make_graph(self._nodes, name, *ends, initializer=list(self._constants.values())),
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(*domain) for domain in {"": OPSET, **(domains or {})}.items()],
             ir_version=IR_VERSION,
             producer_name="quasar",
             producer_version=version("quasar-nas"),

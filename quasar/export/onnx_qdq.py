@@ -205,15 +205,11 @@ def build_qdq(module: SubnetViT) -> ModelProto:
             package onnx is missing.
     """
     subnet = module.subnet
-    for index, block in enumerate(subnet.blocks):
-        if block.operator != "attention":
-            raise UsageError(
-                f"blocks[{index}]: the operator '{block.operator}' cannot be exported to ONNX, only 'attention' can"
-            )
+    refuse_other_operators(subnet)
     if subnet.act_bits > CODE_BITS:
         raise UsageError(f"act_bits: activations of {subnet.act_bits} bits cannot be exported to ONNX, only of up to 8")
     graph = QdqBuilder()
-    site = _sites(module.sites)
+    site = read_sites(module.sites)
     stream = _embed(graph, module, image_site=site["image"])
     for index, (block_module, block) in enumerate(zip(module.blocks, subnet.blocks, strict=True)):
         stream = _block(graph, stream, cast(SubnetBlock, block_module), subnet, block, name=f"blocks.{index}")
@@ -254,7 +250,7 @@ def _block(
     graph: QdqBuilder, stream: str, module: SubnetBlock, subnet: Subnet, block: BlockChoice, *, name: str
 ) -> str:
     """The residual stream (batch * tokens, channels) after an encoder block."""
-    site = _sites(module.sites)
+    site = read_sites(module.sites)
     proj, fc1, fc2 = (
         Rows.of(cast(QuantLinear, linear)) for linear in (module.mixer["proj"], module.mlp["fc1"], module.mlp["fc2"])
     )
@@ -280,7 +276,7 @@ def _attention(
 ) -> Codes:
     """The mixed values (batch * tokens, heads * head_dim) at their site."""
     heads, channels, tokens = block.num_heads, subnet.head_dim, subnet.tokens
-    sites = _sites(module.mixer_sites)
+    sites = read_sites(module.mixer_sites)
     qkv = Rows.of(cast(QuantLinear, module.mixer["qkv"]))
     keep, transpose = (0, 2, 1, 3), (0, 2, 3, 1)  # (batch, tokens, heads, channels) to heads first
     values = {}
@@ -304,7 +300,17 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer if tensor.name.endswith(WEIGHT_SUFFIX))
 
 
-def _sites(sites: ActivationSites) -> dict[str, Site]:
+def refuse_other_operators(subnet: Subnet) -> None:
+    """Raises `UsageError` if a block mixes tokens by another operator than "attention"."""
+    for index, block in enumerate(subnet.blocks):
+        if block.operator != "attention":
+            raise UsageError(
+                f"blocks[{index}]: the operator '{block.operator}' cannot be exported to ONNX, only 'attention' can"
+            )
+
+
+def read_sites(sites: ActivationSites) -> dict[str, Site]:
+    """How each site of a group quantizes, by name."""
     limit = int(sites.limit)
     return {
         name: Site(scale, round(zero_point), -limit - asymmetric, limit)

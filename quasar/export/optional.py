@@ -8,11 +8,11 @@ from typing import Any
 from hwmodel.errors import UsageError
 
 
-def require(name: str) -> Any:
-    """The module `name`; raises `UsageError` with the pip command if it cannot be imported."""
+def require(name: str, *, extra: str = "export") -> Any:
+    """The module `name`; raises `UsageError` with the pip command, for that extra, if it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"the package '{name}' cannot be imported ({error}); install it with: pip install 'quasar-nas[export]'"
+            f"the package '{name}' cannot be imported ({error}); install it with: pip install 'quasar-nas[{extra}]'"
         ) from None
