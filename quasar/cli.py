@@ -295,7 +295,21 @@ def compare(
 
 @app.command()
 @command
-def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> dict[str, Any]:
+def export(
+    run: Run,
+    *,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Forms of the network to write (docs/bundle.md lists them), by commas or repeated; by default those "
+            "whose packages are installed.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
     """Export the subnet that the search chose for each target."""
     from quasar.run_folder import RunFolder
 
@@ -303,9 +317,12 @@ def export(run: Run, *, overwrite: Overwrite = False, as_json: Json = False, deb
     settings = folder.config()
     from quasar import export_stage, pipeline, summary
 
+    chosen = export_stage.named_formats(formats)
     with folder.locked():
         front = folder.read_front()
-        bundles = export_stage.export_stage(folder, settings, pipeline.open_splits(settings), overwrite=overwrite)
+        bundles = export_stage.export_stage(
+            folder, settings, pipeline.open_splits(settings), formats=chosen, overwrite=overwrite
+        )
     if not as_json:
         summary.print_front(front, bundles)
         print(f"next: {summary.program()} verify {run}")

@@ -10,7 +10,8 @@ from hwmodel.errors import UsageError
 from hwmodel.registry import unknown_name
 from quasar import pipeline
 from quasar.config import CONFIG_FILE
-from quasar.export.bundle import MANIFEST, Bundle, load_bundle
+from quasar.export.bundle import Bundle, load_bundle
+from quasar.export.manifest import MANIFEST
 from quasar.export.verify import verify_bundle
 from quasar.export_stage import target_folder
 from quasar.progress import stage
@@ -63,7 +64,7 @@ def verify_path(path: Path, *, rtl: bool = False) -> dict[str, dict[str, Any]]:
     for folder in folders:
         bundle = load_bundle(folder)
         with stage(f"verify {folder.name}") as progress:
-            report = verify_bundle(bundle, _bundle_split(bundle, "test"), rtl=rtl, progress=progress)
+            report = verify_bundle(bundle, _bundle_split(bundle, "test"), simulate=rtl, progress=progress)
         reports[folder.name] = report.to_dict()
     return reports
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError
 from quasar.config import RunConfig
-from quasar.export.bundle import BundleInfo, target_folder_name, write_bundle
+from quasar.export.formats.base import Format
+from quasar.export.formats.registry import choose_formats
+from quasar.export.source import BundleInfo
+from quasar.export.write import write_bundle
+from quasar.finetune_stage import finetuned
 from quasar.pipeline import calibration_images, check_same_images, load_supernet, open_test_split
 from quasar.progress import stage
 from quasar.run_folder import RunFolder
@@ -21,16 +28,31 @@ from supernet.subnet import Subnet
 
 
 def target_folder(target: dict[str, Any]) -> str:
-    """The folder name of a target of `front.json`."""
-    fps = target["fps"]
-    return target_folder_name(latency_ms=target["latency_ms"] if fps is None else None, fps=fps)
+    """The folder name of a target of `front.json`: "latency-0.2ms" or "fps-5000"."""
+    if target["fps"] is None:
+        return f"latency-{np.format_float_positional(target['latency_ms'], trim='-')}ms"
+    return f"fps-{np.format_float_positional(target['fps'], trim='-')}"
 
 
-def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split], *, overwrite: bool) -> dict[str, Path]:
+def named_formats(given: Sequence[str] | None) -> tuple[Format, ...]:
+    """The forms that `--format` names, each time one or several by commas; see `choose_formats`."""
+    return choose_formats(None if given is None else [name.strip() for text in given for name in text.split(",")])
+
+
+def export_stage(
+    run: RunFolder,
+    config: RunConfig,
+    splits: tuple[Split, Split],
+    *,
+    formats: Sequence[Format] | None = None,
+    overwrite: bool,
+) -> dict[str, Path]:
     """Writes a bundle for the chosen subnet of each feasible target; gives the folders by the targets' folder names.
 
+    A subnet that was fine-tuned, and gained by it, is exported so, with the accuracies that it has then.
+
     Raises:
-        UsageError: a bundle exists and is not to be overwritten, or a package is missing.
+        UsageError: a bundle exists and is not to be overwritten, or a subnet has no form of `formats`.
         DamagedInputError: `front.json` is of another supernet, or damaged.
     """
     front = run.read_front()
@@ -51,11 +73,18 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
             subnet = Subnet.from_dict(target["subnet"], source=str(run.front))
             accelerator = AcceleratorConfig.from_dict(target["accelerator"])
             bundles[name] = run.export / name
+            trained_further = finetuned(run, checkpoint, subnet)
+            if trained_further is None:
+                module, accuracies = extract(supernet, subnet), (target["val_accuracy"], target["test_accuracy"])
+            else:
+                module, record = trained_further
+                accuracies = (record.val_after, record.test_accuracy)
             write_bundle(
-                extract(supernet, subnet),
+                module,
                 bundles[name],
                 overwrite=overwrite,
                 images=images,
+                formats=formats,
                 info=BundleInfo(
                     latency_ms=None if target["fps"] else target["latency_ms"],
                     fps=target["fps"],
@@ -69,8 +98,8 @@ def export_stage(run: RunFolder, config: RunConfig, splits: tuple[Split, Split],
                     training_image_size=config.space.image_size[-1],
                     checkpoint_digest=checkpoint.digest,
                     data_digests={"train": train_split.digest, "val": val_split.digest, "test": test_digest},
-                    val_accuracy=target["val_accuracy"],
-                    test_accuracy=target["test_accuracy"],
+                    val_accuracy=accuracies[0],
+                    test_accuracy=accuracies[1],
                 ),
             )
         progress(len(bundles), len(feasible), "")

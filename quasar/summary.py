@@ -163,10 +163,11 @@ def target_label(target: Mapping[str, Any]) -> str:
 
 
 def _sizes(bundle: Path) -> str:
-    from quasar.export.bundle import ONNX, WEIGHTS
+    from quasar.export.formats.qdq import QDQ_ONNX
+    from quasar.export.manifest import WEIGHTS
 
-    names = {"weights": WEIGHTS, "ONNX": ONNX}
-    return ", ".join(f"{name} {(bundle / file).stat().st_size / 1024:.0f} KiB" for name, file in names.items())
+    files = {"weights": bundle / WEIGHTS, "ONNX": bundle / QDQ_ONNX}
+    return ", ".join(f"{name} {file.stat().st_size / 1024:.0f} KiB" for name, file in files.items() if file.exists())
 
 
 def print_probes(probes: Mapping[str, Evaluation]) -> None:

@@ -38,7 +38,12 @@ from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
 from hwmodel.explore import explore
 from hwmodel.parameter_streams import ROW_BYTES
-from quasar.export.bundle import INTEGER_ONNX, ONNX, PACKED, BundleInfo, load_bundle, write_bundle
+from quasar.export.bundle import load_bundle
+from quasar.export.formats.integer import INTEGER_ONNX
+from quasar.export.formats.packed import PACKED
+from quasar.export.formats.qdq import QDQ_ONNX
+from quasar.export.source import BundleInfo
+from quasar.export.write import write_bundle
 from supernet.data.config import DataConfig
 from supernet.functional import Observer
 from supernet.lowering import lower
@@ -96,14 +101,14 @@ def deit_tiny() -> dict[str, float]:
         path = write_bundle(module, Path(folder, "bundle"), info=info, images=images)
         export_cpu_s = time.process_time() - started
         bundle = load_bundle(path)
-        megabytes = {name: bundle.manifest.files[name].bytes / 1e6 for name in (ONNX, INTEGER_ONNX, PACKED)}
-        quantized = (path / ONNX).read_bytes()
+        megabytes = {name: bundle.manifest.files[name].bytes / 1e6 for name in (QDQ_ONNX, INTEGER_ONNX, PACKED)}
+        quantized = (path / QDQ_ONNX).read_bytes()
     streams = sum(section.bytes for section in bundle.manifest.weights.sections if section.content == "rows")
     rows = sum(gemm.rows for gemm in workload.gemms if gemm.stored)
     print(f"accelerator: {accelerator.array_rows}x{accelerator.array_inputs} {accelerator.backend}")
     return {
         "packed_over_ideal": streams / (workload.weight_bytes + ROW_BYTES * rows),
-        "qdq_mb": megabytes[ONNX],
+        "qdq_mb": megabytes[QDQ_ONNX],
         "int_mb": megabytes[INTEGER_ONNX],
         "packed_mb": megabytes[PACKED],
         "ort_time_ratio": ort_time_ratio(quantized, images[:1]),
@@ -146,8 +151,8 @@ def quickstart(run: Path) -> dict[str, float]:
         print(f"{name}: {report['file_bytes']}")
     return {
         "int_minus_fakequant_points": max((report["integer_difference_points"] for report in reports), key=abs),
-        "integer_max_logit_difference": max(report["max_integer_logit_difference"] for report in reports),
-        "integer_mean_logit_difference": max(report["mean_integer_logit_difference"] for report in reports),
+        "integer_max_logit_difference": max(report["integer_max_logit_difference"] for report in reports),
+        "integer_mean_logit_difference": max(report["integer_mean_logit_difference"] for report in reports),
         "digits_export_s": export_s,
         "digits_verify_s": verify_s,
         "digits_bundle_kb": max(sum(report["file_bytes"].values()) for report in reports) / 1e3,

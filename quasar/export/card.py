@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from hwmodel.cost import CostEstimate
 from supernet.lowering import lower
 from supernet.subnet import Subnet
 
+#: which the snippet runs
+_SNIPPET_MODEL = "model_qdq.onnx"
 _SNIPPET = '''\
 import json
 
@@ -44,6 +46,7 @@ def model_card(
     target: str,
     accuracies: Mapping[str, float | None],
     training_image_size: int,
+    forms: Sequence[tuple[str, Sequence[str]]],
 ) -> str:
     """The card in Markdown.
 
@@ -51,6 +54,7 @@ def model_card(
         target: the limit that the subnet was chosen for, in words.
         accuracies: top-1 as shares in [0, 1] by split, None where not measured.
         training_image_size: pixels of the images before they are resized to the subnet's size.
+        forms: of the network for other programs that the bundle holds: what each is, and its files.
     """
     workload, resources = lower(subnet), cost.resources
     facts = {
@@ -98,10 +102,7 @@ def model_card(
             "",
             "## Run it",
             "",
-            "In this folder, after `pip install onnxruntime numpy`:",
-            "",
-            "```python",
-            _SNIPPET.format(shape=f"N, {shape}", example=f"2, {shape}") + "```",
+            *(_run_it(shape) if any(_SNIPPET_MODEL in files for _, files in forms) else ()),
             resized,
             "In torch, `quasar.export.bundle.load_bundle(folder).module()` is the same network with its integer codes.",
             "",
@@ -112,12 +113,28 @@ def model_card(
             "`--rtl` it also simulates the RTL. The cost is in `cost.json`; `quasar hw estimate FOLDER` recomputes it",
             "for the accelerator there.",
             "",
-            "`model_int.onnx` is the network in the integers of the hardware, from int8 codes to int16 codes;",
-            "`weights.bin` holds its integers in the order in which the accelerator streams them. `docs/bundle.md` of",
-            "Quasar describes every file.",
+            "## Forms of the network",
+            "",
+            *_table(("form", "files"), ((what, _listed(files)) for what, files in forms)),
+            "",
+            "`docs/bundle.md` of Quasar describes every file.",
             "",
         ]
     )
+
+
+def _run_it(shape: str) -> list[str]:
+    return [
+        "In this folder, after `pip install onnxruntime numpy`:",
+        "",
+        "```python",
+        _SNIPPET.format(shape=f"N, {shape}", example=f"2, {shape}") + "```",
+    ]
+
+
+def _listed(files: Sequence[str]) -> str:
+    """Files by name; a folder with many files by its name alone."""
+    return ", ".join(dict.fromkeys(f"`{name.split('/')[0]}/`" if "/" in name else f"`{name}`" for name in files))
 
 
 def _table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> list[str]:

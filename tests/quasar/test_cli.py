@@ -512,7 +512,11 @@ class TestVerify:
         assert len(result.out.splitlines()) == 2 * (1 + len(names))
 
     def test_difference_beyond_the_tolerance(self, cli, finished, monkeypatch):
-        monkeypatch.setattr("quasar.export.verify.TOLERANCE_POINTS", -1.0)
+        class Session:
+            def run(self, _, inputs):
+                return [np.eye(10)[np.zeros(len(inputs["images"]), dtype=int)]]
+
+        monkeypatch.setattr("quasar.export.formats.qdq.open_session", lambda _: Session())
         result = cli("verify", finished[0])
         assert result.code == 1
         assert result.out.count("FAILED") == 2

@@ -7,7 +7,7 @@ import torch
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
-from quasar.export.bundle import BundleInfo
+from quasar.export.source import BundleInfo
 from supernet.data.config import DataConfig
 from supernet.functional import Observer
 from supernet.lowering import lower

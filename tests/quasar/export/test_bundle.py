@@ -15,20 +15,20 @@ import pytest
 import torch
 
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
-from quasar.export.bundle import (
-    GOLDEN_IMAGES,
-    MANIFEST_SCHEMA,
-    Manifest,
-    load_bundle,
-    target_folder_name,
-    write_bundle,
-)
+from quasar.export.bundle import load_bundle
+from quasar.export.formats.packed import packed_network
+from quasar.export.formats.registry import FORMATS, choose_formats
+from quasar.export.manifest import CORE_FILES, MANIFEST_SCHEMA, Manifest
 from quasar.export.onnx_int import expected_tensors
+from quasar.export.onnx_session import open_session
+from quasar.export.source import GOLDEN_IMAGES
 from quasar.export.weights_file import first_difference
+from quasar.export.write import write_bundle
 from supernet.lowering import lower
 from supernet.subnet import Subnet
 
 COST_KEYS = ("latency_ms", "fps", "cycles", "dsp", "bram18", "lut", "ff", "energy_mj")
+FORMS = choose_formats(["qdq", "integer", "packed"])
 FILES = (
     "README.md",
     "config.json",
@@ -49,7 +49,7 @@ def exported(make_module, make_info, subnets, tmp_path_factory):
     """A module, its calibration images, and the folder of its bundle; tests that change the folder copy it."""
     module, x = make_module(subnets[0])
     folder = tmp_path_factory.mktemp("export") / "latency-5ms"
-    return module, x, write_bundle(module, folder, info=make_info(module.subnet), images=x)
+    return module, x, write_bundle(module, folder, info=make_info(module.subnet), images=x, formats=FORMS)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_bundle_gives_the_same_network_back(exported):
     with torch.no_grad():
         expected = module(x)
         assert torch.equal(bundle.module()(x), expected)
-    (logits,) = bundle.session().run(["logits"], {"images": x.numpy()})
+    (logits,) = open_session(folder / "model_qdq.onnx").run(["logits"], {"images": x.numpy()})
     assert (logits.argmax(axis=1) == expected.numpy().argmax(axis=1)).mean() > 0.9
     network = bundle.integer_network()
     codes = network.quantize_images(x)
@@ -114,7 +114,7 @@ def test_a_bundle_tells_all_about_itself(exported, make_info):
     assert (manifest.val_accuracy, manifest.test_accuracy) == (0.75, 0.5)
     assert (manifest.subnet_digest, manifest.checkpoint_digest) == (subnet.digest, info.checkpoint_digest)
     assert manifest.data_digests == info.data_digests
-    assert manifest.versions.keys() == {"python", "quasar-nas", "torch", "onnx", "numpy"}
+    assert manifest.versions.keys() == {"python", "quasar-nas", "torch", "numpy"}
     assert manifest.device == "zcu102"
     assert manifest.cost == {key: info.cost.to_dict()[key] for key in COST_KEYS}
     assert manifest.files["README.md"].bytes == (folder / "README.md").stat().st_size
@@ -147,7 +147,7 @@ def test_the_schema_is_that_of_the_manifest(exported):
     manifest = json.loads((exported[2] / "manifest.json").read_text())
     validator.validate(manifest)
     assert schema["properties"].keys() == {field.name for field in dataclasses.fields(Manifest)} | {"digest"}
-    assert schema["properties"]["files"]["properties"].keys() == set(FILES) - {"manifest.json"}
+    assert schema["properties"]["files"]["properties"].keys() == set(CORE_FILES)
     for path, value in {
         ("format_version",): 2,
         ("test_accuracy",): 1.5,
@@ -155,6 +155,9 @@ def test_the_schema_is_that_of_the_manifest(exported):
         ("codes", "image", "scale"): 0,
         ("weights", "sections", 0, "offset"): 1,
         ("weights", "order", "lanes"): 0,
+        ("weights",): 1,
+        ("formats", "qdq"): [],
+        ("files", "../secret"): {"bytes": 1, "sha256": 64 * "0"},
         ("files", "README.md", "sha256"): "?",
         ("news",): 1,
     }.items():
@@ -169,7 +172,7 @@ def test_the_schema_is_that_of_the_manifest(exported):
 def test_all_forms_of_the_integer_network_are_in_a_bundle(exported):
     bundle = load_bundle(exported[2])
     network = bundle.integer_network()
-    assert first_difference(network, bundle.packed_network()) is None
+    assert first_difference(network, packed_network(bundle)) is None
     images, logits = bundle.vectors()
     for name, bits in (("model_int.onnx", True), ("model_int8.onnx", False)):
         model = onnx.load(exported[2] / name)
@@ -238,10 +241,20 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
         load_bundle(copy)
 
 
+def test_a_file_that_does_not_belong_to_it_is_named(copy):
+    (copy / "build").mkdir()
+    (copy / "build" / "made").touch()
+    load_bundle(copy)  # what was built there is not looked at
+    (copy / "more").mkdir()
+    (copy / "more" / "notes.txt").touch()
+    with pytest.raises(DamagedInputError, match=r"more/notes\.txt: is not of this bundle; remove it"):
+        load_bundle(copy)
+
+
 def test_a_newer_format_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 4, "news": 1}))
-    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 4, .* reads 3"):
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 5, "news": 1}))
+    with pytest.raises(DamagedInputError, match=r"manifest\.json: has bundle format 5, .* reads 4"):
         load_bundle(copy)
 
 
@@ -249,7 +262,7 @@ def test_a_bundle_of_an_older_format_says_what_helps(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     older = {key: value for key, value in manifest.items() if key not in ("layers", "codes", "weights", "cost")}
     (copy / "manifest.json").write_text(json.dumps(older | {"format_version": 2}))
-    with pytest.raises(DamagedInputError, match=r"format 2, .* reads 3; export again with this version"):
+    with pytest.raises(DamagedInputError, match=r"format 2, .* reads 4; export again with this version"):
         load_bundle(copy)
 
 
@@ -268,7 +281,7 @@ def test_weights_that_change_after_loading_are_named(copy):
         bundle.module()
     (copy / "model_qdq.onnx").write_bytes(b"?")
     with pytest.raises(QuasarError, match=r"model_qdq\.onnx"):
-        bundle.session()
+        open_session(bundle.folder / "model_qdq.onnx")
 
 
 def test_an_existing_folder_is_replaced_only_on_request(exported, make_info, copy):
@@ -338,7 +351,7 @@ def test_without_onnxruntime_the_pip_command_is_named(exported, monkeypatch):
     bundle = load_bundle(exported[2])
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"'onnxruntime' .* pip install 'quasar-nas\[export\]'"):
-        bundle.session()
+        open_session(bundle.folder / "model_qdq.onnx")
 
 
 def test_numbers_of_any_kind_survive_the_manifest(exported, make_info, tmp_path):
@@ -357,23 +370,45 @@ def test_an_accelerator_that_does_not_fit_is_not_passed_over(exported, make_info
     assert "| Does not fit | dsp 9 exceeds 8 |" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("latency_ms", "fps", "name"),
-    [
-        (0.2, None, "latency-0.2ms"),
-        (5, None, "latency-5ms"),
-        (5.0, None, "latency-5ms"),
-        (0.00001, None, "latency-0.00001ms"),
-        (None, 5000.0, "fps-5000"),
-        (None, 1e7, "fps-10000000"),
-        (None, 12.5, "fps-12.5"),
-    ],
-)
-def test_target_folders(latency_ms, fps, name):
-    assert target_folder_name(latency_ms=latency_ms, fps=fps) == name
+def test_the_forms_of_a_bundle_can_be_chosen(exported, make_info, tmp_path):
+    module, x, _ = exported
+    info = make_info(module.subnet)
+    for names, expected in {
+        (): set(),
+        ("packed",): {"weights.bin"},
+        ("integer", "qdq"): {"model_qdq.onnx", "model_int.onnx", "model_int8.onnx"},
+    }.items():
+        folder = write_bundle(
+            module, tmp_path / "-".join(("b", *names)), info=info, images=x, formats=choose_formats(names)
+        )
+        manifest = load_bundle(folder).manifest
+        assert {path.name for path in folder.iterdir()} == {*CORE_FILES, "manifest.json", *expected}
+        assert manifest.formats.keys() == set(names)
+        assert {name for own in manifest.formats.values() for name in own} == expected
+        assert (manifest.weights is not None) == ("packed" in names)
+        card = (folder / "README.md").read_text()
+        assert ("onnxruntime.InferenceSession" in card) == ("qdq" in names)
+        assert all(f"`{name}`" in card for name in expected)
 
 
-def test_a_target_is_one_number():
-    for latency_ms, fps in ((None, None), (1.0, 1.0)):
-        with pytest.raises(ValueError, match="either"):
-            target_folder_name(latency_ms=latency_ms, fps=fps)
+def test_a_choice_of_forms_is_checked(monkeypatch):
+    with pytest.raises(UsageError, match=r"unknown format 'qdqs': did you mean 'qdq'\?"):
+        choose_formats(["qdqs"])
+    assert [form.name for form in choose_formats(["packed", "qdq", "packed"])] == ["qdq", "packed"]
+    assert {"qdq", "integer", "packed"} <= {form.name for form in choose_formats()}
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(
+        UsageError, match=r"format 'qdq' needs the package 'onnx', .* pip install 'quasar-nas\[export\]'$"
+    ):
+        choose_formats(["qdq"])
+    assert not {"qdq", "integer"} & {form.name for form in choose_formats()}
+
+
+def test_every_form_says_what_it_is():
+    assert [form.name for form in FORMATS.values()] == list(FORMATS)
+    names = [check for form in FORMATS.values() for check in form.checks]
+    assert len(names) == len(set(names))
+    for form in FORMATS.values():
+        assert form.summary
+        assert bool(form.packages) == bool(form.extra)
+        assert set(form.needs) <= FORMATS.keys()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hwmodel.errors import DamagedInputError
-from quasar.export.bundle import FILES, MANIFEST_SCHEMA
+from quasar.export.manifest import CORE_FILES, MANIFEST_SCHEMA
 from quasar.export.weights_file import (
     ALIGNMENT,
     WeightsIndex,
@@ -74,13 +74,13 @@ def test_the_reader_in_the_docs_reads_it(networks, make_info, tmp_path, monkeypa
 
 def test_the_docs_name_every_key_and_content():
     schema = json.loads(files("quasar.export").joinpath(MANIFEST_SCHEMA).read_text())
-    weights = schema["properties"]["weights"]["properties"]
+    weights = schema["$defs"]["weights"]["properties"]
     contents = weights["sections"]["items"]["properties"]["content"]["enum"]
     text = DOCS.read_text(encoding="utf-8")
     orders = weights["order"]["properties"]
     missing = [key for key in (*schema["properties"], *orders, *contents) if f"`{key}`" not in text]
     assert not missing
-    assert not [name for name in FILES if f"`{name}`" not in text]
+    assert not [name for name in CORE_FILES if f"`{name}`" not in text]
 
 
 def test_a_changed_integer_is_found(networks):

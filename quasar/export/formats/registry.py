@@ -1,0 +1,47 @@
+"""All forms that an exported network can have, and which of them an export writes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from hwmodel.errors import UsageError
+from hwmodel.registry import unknown_name
+from quasar.export.formats.base import Format
+from quasar.export.formats.integer import Integer
+from quasar.export.formats.packed import Packed
+from quasar.export.formats.qdq import Qdq
+
+FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Integer(), Packed())}
+
+
+def choose_formats(names: Sequence[str] | None = None) -> tuple[Format, ...]:
+    """The forms of these names and those that they need, in the order of the registry.
+
+    Args:
+        names: None for all whose packages are installed.
+
+    Raises:
+        UsageError: an unknown name, or a package of a form is missing; the message has the pip command.
+    """
+    if names is None:
+        return tuple(form for form in FORMATS.values() if not _missing(form))
+    chosen, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+        form = FORMATS[name]
+        missing = _missing(form)
+        if missing:
+            raise UsageError(
+                f"format '{name}' needs the package '{missing[0]}', which is not installed; "
+                f"install it with: pip install 'quasar-nas[{form.extra}]'"
+            )
+        chosen.add(name)
+        waiting += form.needs
+    return tuple(form for name, form in FORMATS.items() if name in chosen)
+
+
+def _missing(form: Format) -> list[str]:
+    return [package for package in form.packages if importlib.util.find_spec(package) is None]
