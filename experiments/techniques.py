@@ -37,6 +37,7 @@ import torch
 from hwmodel.files import append_line
 from quasar.config import RunConfig, load_config
 from quasar.targets import build_cost_model
+from search.evaluator import Direct
 from search.run import run_search
 from supernet.data.splits import Split, open_test, open_train
 from supernet.evaluate import evaluate
@@ -169,7 +170,9 @@ def at_targets(
             space=space,
             model=build_cost_model(config),
             config=dataclasses.replace(config.search, evaluations=SEARCH),
-            evaluator=lambda subnet: evaluate(extract(model, subnet), val, batch_size=BATCH, limit=SEARCH_IMAGES),
+            evaluator=Direct(
+                lambda subnet: evaluate(extract(model, subnet), val, batch_size=BATCH, limit=SEARCH_IMAGES)
+            ),
             journal=Path(folder) / "trials.jsonl",
             seed=seed,
             progress=lambda *_: None,

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from hwmodel.errors import DamagedInputError, UsageError
 from hwmodel.files import write_atomic
 from quasar import figures
-from quasar.front import Front
+from quasar.front import Front, height
 from quasar.report import RunData
 from quasar.run_folder import RunFolder
 from search.trial import ParetoFront, Trial, best_under
@@ -22,7 +22,7 @@ from search.trial import ParetoFront, Trial, best_under
 def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, Any]:
     """Writes the picture and gives the table as plain data.
 
-    The reference of all hypervolumes is the slowest subnet of any of the spaces, at accuracy 0. Every run is judged at
+    The reference of all hypervolumes is the slowest subnet of any of the spaces, at score 0. Every run is judged at
     the targets of all runs: a trial meets any limit that it is fast enough for.
 
     Returns:
@@ -30,7 +30,8 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
         they are not known), hypervolume, and for each limit in ms the best validation accuracy (null if none meets it).
 
     Raises:
-        UsageError: fewer than two runs, one given twice, not a run, no finished search in it, or `out` exists.
+        UsageError: fewer than two runs, one given twice, not a run, no finished search in it, `out` exists, or the
+            searches ranked subnets by different signals.
         DamagedInputError: a file of a run is damaged.
     """
     folders = [path.resolve() for path in runs]
@@ -41,6 +42,10 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists; give another --out, or --overwrite")
     names = _labels(runs)
+    signals = [RunFolder(path).config().search.signal for path in runs]
+    if len(set(signals)) > 1:
+        ranked = ", ".join(f"{path}: {signal}" for path, signal in zip(runs, signals, strict=True))
+        raise UsageError(f"compare: the searches ranked subnets by different signals ({ranked})")
     searches = [_read(path) for path in runs]
     reference_ms = max(
         front.slowest_latency_ms or max((trial.latency_ms for trial in trials), default=0.0)
@@ -53,7 +58,7 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
     for name, path, (front, trials) in zip(names, runs, searches, strict=True):
         pareto = ParetoFront.of(trials)
         measured = [trial for trial in trials if trial.complete]
-        fronts[name] = [(trial.latency_ms, trial.val_accuracy) for trial in pareto.trials]
+        fronts[name] = [(trial.latency_ms, height(trial)) for trial in pareto.trials]
         curves[name] = _curve(trials, reference_ms)
         config = RunFolder(path).config()
         rows.append(
@@ -74,7 +79,7 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
             }
         )
     png = io.BytesIO()
-    figures.fronts_figure(fronts, curves).savefig(png, format="png", dpi=150, facecolor="white")
+    figures.fronts_figure(fronts, curves, kl="kl" in signals).savefig(png, format="png", dpi=150, facecolor="white")
     write_atomic(out, png.getvalue())
     return {"reference_ms": reference_ms, "picture": str(out), "runs": rows}
 

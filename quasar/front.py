@@ -38,6 +38,7 @@ class Alternative:
     val_accuracy: float
     cost: Cost
     accelerator: AcceleratorConfig | None = None
+    val_kl: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ class Importance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomBaseline:
-    """Random search with the same budget: its front as (latency in ms, accuracy), and its hypervolume on the way."""
+    """Random search with the same budget: its front, as it is drawn (`height`), and its hypervolume on the way."""
 
     evaluations: int
     hypervolume: float
@@ -66,6 +67,7 @@ class UniformSubnet:
     digest: str
     latency_ms: float
     val_accuracy: float
+    val_kl: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +97,7 @@ class Target:
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     val_accuracy_integer: float | None = None
+    val_kl: float | None = None
     val_images_integer: int | None = None
     cost: Cost | None = None
     alternatives: tuple[Alternative, ...] = ()
@@ -112,7 +115,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Front:
-    """The result of a search, `front.json`."""
+    """The result of a search, `front.json`. There is `val_kl` in it where subnets were ranked by their divergence."""
 
     device: str
     hypervolume: float
@@ -133,4 +136,14 @@ class Front:
         data = cast(dict[str, Any], TypeAdapter(Front).dump_python(self, mode="json"))
         for trial in data["pareto"]:
             del trial["complete"]  # all of a front are
+        uniform = data["baselines"]["uniform"] if data["baselines"] else []
+        alternatives = [other for target in data["targets"] for other in target["alternatives"]]
+        for measured in (*data["pareto"], *data["targets"], *alternatives, *uniform):
+            if measured["val_kl"] is None:
+                del measured["val_kl"]
         return data
+
+
+def height(measured: Trial | UniformSubnet) -> float:
+    """What a picture of the front shows over the latency: the divergence where there is one, else the accuracy."""
+    return measured.val_accuracy if measured.val_kl is None else measured.val_kl

@@ -30,7 +30,7 @@ from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
 from hwmodel.workload import Workload
 from quasar import figures
-from quasar.front import Baselines, Front, Target
+from quasar.front import Baselines, Front, Target, height
 from quasar.run_folder import RunFolder
 from search.trial import Trial
 from supernet.lowering import lower
@@ -165,6 +165,7 @@ def render(data: RunData) -> str:
         device=device,
         device_problem=device_problem,
         chosen=chosen,
+        by_kl=_by_kl(data.trials),
         side_by_side=_side_by_side(chosen),
         alternatives=[(t.label, other) for t in front.targets for other in t.alternatives] if front else [],
         accelerators=_accelerators(front) if front else [],
@@ -202,12 +203,18 @@ def _front_figure(front: Front | None, trials: Sequence[Trial]) -> Figure | None
     if not (trials or (front and front.pareto)):
         return None
     return figures.front_figure(
-        trials=[(trial.latency_ms, trial.val_accuracy) for trial in trials],
-        front=[(trial.latency_ms, trial.val_accuracy) for trial in front.pareto] if front else [],
+        trials=[(trial.latency_ms, height(trial)) for trial in trials],
+        front=[(trial.latency_ms, height(trial)) for trial in front.pareto] if front else [],
         targets=[_mark(target) for target in front.targets] if front else [],
         device=front.device if front else "the device",
         references=_references(front.baselines) if front and front.baselines else (),
+        kl=_by_kl(trials),
     )
+
+
+def _by_kl(trials: Sequence[Trial]) -> bool:
+    """Whether the search ranked subnets by their divergence."""
+    return any(trial.val_kl is not None for trial in trials)
 
 
 def _references(baselines: Baselines) -> list[figures.Reference]:
@@ -216,7 +223,7 @@ def _references(baselines: Baselines) -> list[figures.Reference]:
     for bits, color, marker in zip(
         sorted({u.bits for u in baselines.uniform}), ("orange", "green"), "v^", strict=False
     ):
-        points = [(u.latency_ms, u.val_accuracy) for u in baselines.uniform if u.bits == bits]
+        points = [(u.latency_ms, height(u)) for u in baselines.uniform if u.bits == bits]
         references.append(figures.Reference(label=f"uniform {bits}-bit", points=points, color=color, marker=marker))
     return references
 
@@ -264,7 +271,7 @@ def _mark(target: Target) -> figures.TargetMark:
     """The place of a target in the picture of the front."""
     point = None
     if target.cost is not None and target.val_accuracy is not None:
-        point = (target.cost.latency_ms, target.val_accuracy)
+        point = (target.cost.latency_ms, target.val_accuracy if target.val_kl is None else target.val_kl)
     return figures.TargetMark(label=target.label, latency_ms=target.latency_ms, chosen=point)
 
 

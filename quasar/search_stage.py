@@ -23,10 +23,15 @@ from quasar.run_folder import RunFolder
 from quasar.targets import build_cost_model, check_targets
 from search.baselines import uniform_ladder
 from search.cache import EvaluationCache
-from search.evaluator import SupernetEvaluator
+from search.config import SearchConfig
+from search.evaluator import Evaluator, SupernetEvaluator
+from search.executor import LocalExecutor
 from search.importance import choice_importance
 from search.limits import costs_function
+from search.measurer import Measurer, float_reference
+from search.racing import racing_of
 from search.run import Ledger, SearchResult, run_search
+from search.trial import Trial
 from supernet.data.splits import Split
 from supernet.evaluate import Evaluation, evaluate, evaluate_integer
 from supernet.integer_vit import IntegerViT, find_ranges
@@ -55,14 +60,19 @@ def search_stage(
     supernet, checkpoint = load_supernet(run, config)
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
-    batch_size = config.search.batch_size
-    cache = EvaluationCache(run.evaluations, checkpoint=checkpoint.digest, data=val_split.digest, batch_size=batch_size)
-    evaluator = SupernetEvaluator(supernet, val_split, batch_size=batch_size, cache=cache)
+    cache = EvaluationCache(
+        run.evaluations,
+        checkpoint=checkpoint.digest,
+        data=val_split.digest,
+        batch_size=config.search.batch_size,
+        signal=config.search.signal,
+    )
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
         run.remove("search", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     started = time.monotonic()
+    evaluator = build_evaluator(config.search, supernet, val_split, cache)
     with stage("search") as progress:
         result = run_search(
             space=config.space,
@@ -73,7 +83,6 @@ def search_stage(
             seed=config.seed,
             progress=progress,
             shared=config.hardware.accelerator == "shared",
-            race=evaluator.racing(config.search.racing),
         )
     if not run.timing.exists():  # a finished search that is only reported anew keeps its time
         write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
@@ -89,8 +98,21 @@ def search_stage(
     return front
 
 
+def build_evaluator(
+    settings: SearchConfig, supernet: SupernetViT, split: Split, cache: EvaluationCache
+) -> SupernetEvaluator:
+    """Measures subnets of `supernet` on `split` as the settings say; runs the float reference where they rank by it."""
+    reference = None
+    if settings.signal == "kl":
+        with stage("reference") as progress:
+            reference = float_reference(supernet, split, batch_size=settings.batch_size, progress=progress)
+    racing = racing_of(settings, images=len(split))
+    measurer = Measurer(supernet, split, batch_size=settings.batch_size, reference=reference, racing=racing)
+    return SupernetEvaluator(LocalExecutor(measurer), cache, racing=racing)
+
+
 def _baselines(
-    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: SupernetEvaluator
+    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: Evaluator
 ) -> dict[str, Any]:
     """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`.
 
@@ -106,7 +128,6 @@ def _baselines(
             journal=run.baseline("random"),
             seed=config.seed,
             progress=progress,
-            race=evaluator.racing(config.search.racing),
         )
         costs_of = costs_function(space, cost_model, config.search.limits)
         ledger = Ledger(space, evaluator, run.baseline("uniform"))
@@ -119,6 +140,7 @@ def _baselines(
                     "digest": trial.digest,
                     "latency_ms": trial.latency_ms,
                     "val_accuracy": trial.val_accuracy,
+                    **_kl(trial),
                 }
                 for trial in ledger.measure(ladder, costs_of(ladder).latency_ms, start=len(uniform), generation=0)
             ]
@@ -127,7 +149,10 @@ def _baselines(
             "evaluations": len(random.trials),
             "hypervolume": random.hypervolume,
             "hypervolume_curve": random.curve,
-            "pareto": [(trial.latency_ms, trial.val_accuracy) for trial in random.front.trials],
+            "pareto": [
+                (trial.latency_ms, trial.val_accuracy if trial.val_kl is None else trial.val_kl)
+                for trial in random.front.trials
+            ],
         },
         "uniform": uniform,
     }
@@ -180,6 +205,7 @@ def _front_document(
                 "digest": choice.trial.digest,
                 "subnet": choice.subnet.to_dict(),
                 "val_accuracy": choice.trial.val_accuracy,
+                **_kl(choice.trial),
                 "test_accuracy": test[choice.subnet].accuracy,
                 "val_accuracy_integer": None if in_integers is None else in_integers.accuracy,
                 "val_images_integer": None if in_integers is None else in_integers.images,
@@ -189,6 +215,7 @@ def _front_document(
                         "digest": trial.digest,
                         "subnet": subnet.to_dict(),
                         "val_accuracy": trial.val_accuracy,
+                        **_kl(trial),
                         "cost": own_cost,
                         **({} if isinstance(model, FpgaCostModel) else {"accelerator": own_accelerator}),
                     }
@@ -211,6 +238,11 @@ def _front_document(
         "targets": targets,
         "pareto": [trial.to_dict() for trial in result.front.trials],
     }
+
+
+def _kl(trial: Trial) -> dict[str, float]:
+    """The divergence of a trial, where subnets are ranked by it."""
+    return {} if trial.val_kl is None else {"val_kl": trial.val_kl}
 
 
 def _integer_evaluation(module: SubnetViT, val_split: Split, images: Tensor) -> Evaluation | None:

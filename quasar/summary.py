@@ -44,9 +44,9 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     """The chosen subnet of each target; `bundles` maps the folder names of targets to their bundles."""
     from quasar.export_stage import target_folder
 
-    table = _table(
-        "target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", "validation", "test", *(("files",) if bundles else ())
-    )
+    by_kl = any("val_kl" in target for target in front["targets"])
+    columns = ["target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", *(("KL",) if by_kl else ()), "validation", "test"]
+    table = _table(*columns, *(("files",) if bundles else ()))
     reasons = []
     for target in front["targets"]:
         label = target_label(target)
@@ -62,6 +62,7 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
             f"{cost['dsp']:,}",
             f"{cost['bram18']:,}",
             f"{cost['lut']:,}",
+            *((f"{target['val_kl']:.4f}",) if by_kl else ()),
             f"{target['val_accuracy']:.2%}",
             f"{target['test_accuracy']:.2%}",
         ]
@@ -72,7 +73,8 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     console.print(table)
     for reason in reasons:
         console.print(reason, highlight=False)
-    console.print(f"device {front['device']}; latency by the analytic model, LUT an estimate", style="dim")
+    what = "; ranked by KL, the divergence from floats in nats" if by_kl else ""
+    console.print(f"device {front['device']}; latency by the analytic model, LUT an estimate{what}", style="dim")
 
 
 def print_finetuned(subnets: Sequence[Finetuned]) -> None:

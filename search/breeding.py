@@ -58,7 +58,7 @@ class Breeder:
         if not trials:
             return
         self._genotypes = np.concatenate([self._genotypes, [trial.genotype for trial in trials]])
-        self._accuracy = np.concatenate([self._accuracy, [trial.val_accuracy for trial in trials]])
+        self._accuracy = np.concatenate([self._accuracy, [trial.score for trial in trials]])
         genotypes, accuracy = self._genotypes, self._accuracy
         latency = genotypes @ self._saving
         spread = latency.var()

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+#: by what subnets are ranked
+Signal = Literal["accuracy", "kl"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
@@ -99,7 +102,8 @@ class RacingConfig:
     """Subnets that are clearly no improvement are not measured on the whole validation split; see `search.racing`.
 
     `error` is the largest probability that a subnet is dropped that is better than the best one so far by at least
-    `margin`, a share of the images. Splits of fewer than `images` images are seen whole by all subnets.
+    `margin`: a share of the images or, where subnets are ranked by divergence, of the best one's. Accuracies of fewer
+    than `images` images are measured on all of them; divergences, of which a few images tell more, race in any case.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -121,7 +125,9 @@ class RacingConfig:
 class SearchConfig:
     """A search for the best subnet under each target.
 
-    `evaluations` is the number of subnets whose accuracy is measured, `population` how many of them in a generation,
+    Subnets are ranked by `signal`: their accuracy, or `kl`, the mean Kullback-Leibler divergence of their outputs from
+    those of the largest subnet in floats; the latter needs fewer images, and asks for what a trained network gave.
+    `evaluations` is the number of subnets that are measured, `population` how many of them in a generation,
     `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
     `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
     `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
@@ -132,6 +138,7 @@ class SearchConfig:
 
     targets: tuple[Target, ...]
     algorithm: str = "predictor"
+    signal: Signal = "accuracy"
     evaluations: int = 200
     population: int = 20
     parents: int = 10

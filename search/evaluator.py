@@ -1,108 +1,105 @@
-"""The accuracy of candidates: subnets with inherited weights, on the validation split.
+"""The seam between a search and what measures its subnets, and the evaluator of a supernet, which keeps the books.
 
-They run as `supernet.stores` serves them, with the outputs of the modules that would be exported, bit for bit.
+A search hands an evaluator the subnets of a generation at once. None of them depends on what another one turns out to
+be, so they may be measured in any order and in parallel; outcomes come back in the order of the jobs.
+
+Measuring itself is for an executor (`search.executor`), which may have it done by other processes. The books, which are
+the file of evaluations and what follows from it, stay with the evaluator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from search.cache import EvaluationCache, Record
+from search.cache import EvaluationCache
 from search.config import RacingConfig
-from search.racing import Outcome, Race, clearly_no_improvement, estimated_accuracy
-from supernet.data.splits import Split
-from supernet.evaluate import Evaluation, scores
-from supernet.stores import Stores
+from search.executor import Executor
+from search.measurer import Task
+from search.racing import Outcome, ends_race, outcome_of
+from search.record import Record
+from supernet.evaluate import Evaluation
 from supernet.subnet import Subnet
-from supernet.vit import SupernetViT
 
-#: measures one subnet on the whole validation split
-Evaluator = Callable[[Subnet], Evaluation]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A subnet to measure; `incumbent` is what it may race against, without one it is measured in full."""
+
+    subnet: Subnet
+    incumbent: Subnet | None = None
+
+
+class Evaluator(Protocol):
+    """Measures subnets on the validation split."""
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """One outcome for each job, in their order, each as soon as it and all before it are known."""
+        ...
+
+
+class Direct:
+    """An evaluator that asks a function for each subnet, and lets none race."""
+
+    def __init__(self, evaluate: Callable[[Subnet], Evaluation]) -> None:
+        self._evaluate = evaluate
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """See `Evaluator`."""
+        return (Outcome(evaluation=self._evaluate(job.subnet)) for job in jobs)
 
 
 class SupernetEvaluator:
     """An `Evaluator` that measures no subnet twice, and can let subnets race.
 
     Args:
-        cache: of this supernet, this split and batches of `batch_size` images.
+        executor: measures on one supernet and one validation split, by the same `racing`.
+        cache: of that supernet, that split and its batches.
     """
 
-    def __init__(self, supernet: SupernetViT, split: Split, *, batch_size: int, cache: EvaluationCache) -> None:
-        self._stores = Stores(supernet)
-        self._split = split
-        self._batch_size = batch_size
+    def __init__(self, executor: Executor, cache: EvaluationCache, *, racing: RacingConfig | None = None) -> None:
+        self._executor = executor
         self._cache = cache
+        self._racing = racing
 
-    def __call__(self, subnet: Subnet) -> Evaluation:
-        """The subnet on the whole split."""
-        return self._complete(subnet).evaluation
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """See `Evaluator`."""
+        bests = self._in_full([job.incumbent for job in jobs if job.incumbent and self._racing])
+        against = [bests.get(job.incumbent) if job.incumbent else None for job in jobs]
+        known = [self._known(job.subnet, best) for job, best in zip(jobs, against, strict=True)]
+        measured = self._executor.records(
+            [
+                Task(subnet=job.subnet, best=best, seen=self._looks(job.subnet))
+                for job, best, record in zip(jobs, against, known, strict=True)
+                if record is None
+            ]
+        )
+        for job, best, record in zip(jobs, against, known, strict=True):
+            found = record
+            if found is None:
+                found = next(measured)
+                self._cache.put(job.subnet.digest, found)
+            yield outcome_of(found, best)
 
-    def racing(self, config: RacingConfig | None) -> Race | None:
-        """Races by these settings; None if there are none, or the split is too small for them."""
-        if config is None or len(self._split) < config.images:
-            return None
-
-        def race(subnet: Subnet, incumbent: Subnet) -> Outcome:
-            best = self._complete(incumbent)
-            for record in self._growing(subnet):
-                look = len(record.looks)
-                if record.complete:
-                    break
-                error = config.error / (len(best.looks) - 1)
-                if clearly_no_improvement(record.correct, best.correct, margin=config.margin, error=error):
-                    break
+    def _in_full(self, subnets: Sequence[Subnet]) -> dict[Subnet, Record]:
+        """The complete records of incumbents: a search that goes on without its file of evaluations lacks some."""
+        wanted = list(dict.fromkeys(subnets))
+        known = {subnet: record for subnet in wanted if (record := self._known(subnet, None)) is not None}
+        missing = [subnet for subnet in wanted if subnet not in known]
+        for subnet, record in zip(missing, self._executor.records([Task(subnet=s) for s in missing]), strict=True):
             self._cache.put(subnet.digest, record)
-            if record.complete:
-                return Outcome(evaluation=record.evaluation)
-            (images, ours), (_, theirs) = record.looks[-1], best.looks[look - 1]
-            estimate = Evaluation(
-                accuracy=estimated_accuracy(record.correct, best.correct),
-                loss=best.evaluation.loss + (ours - theirs) / images,
-                images=images,
-            )
-            return Outcome(evaluation=estimate, complete=False)
+            known[subnet] = record
+        return known
 
-        return race
-
-    def _complete(self, subnet: Subnet) -> Record:
+    def _known(self, subnet: Subnet, best: Record | None) -> Record | None:
+        """What the cache has of a subnet up to the end of its race against `best`; None if that end is not in it."""
         record = self._cache.get(subnet.digest)
-        if record is None or not record.complete:
-            *_, record = self._measured(subnet)
-            self._cache.put(subnet.digest, record)
-        return record
+        if record is None or best is None or self._racing is None:
+            return record if record is not None and record.complete else None
+        looks = map(record.until, range(1, len(record.looks) + 1))
+        return next((part for part in looks if ends_race(part, best, self._racing)), None)
 
-    def _growing(self, subnet: Subnet) -> Iterator[Record]:
-        """What there is to know after each look, of which no more is measured than is asked for and not yet known."""
-        known = self._cache.get(subnet.digest)
-        looks = 0 if known is None else len(known.looks)
-        if known is not None:
-            yield from map(known.until, range(1, looks + 1))
-            if known.complete:
-                return
-        yield from (record for record in self._measured(subnet) if len(record.looks) > looks)
-
-    def _measured(self, subnet: Subnet) -> Iterator[Record]:
-        """Records after 1, 2, 4, … batches, as long as others follow, and of the whole split."""
-        correct: list[Tensor] = []
-        looks: list[tuple[int, float]] = []
-        loss, images = torch.zeros((), device=self._stores.device), 0
-        batches = -(-len(self._split) // self._batch_size)
-
-        def record(*, complete: bool) -> Record:
-            looks.append((images, loss.item()))
-            bits = np.asarray(torch.cat(correct).cpu().numpy(), dtype=np.bool_)
-            return Record(correct=bits, looks=tuple(looks), complete=complete)
-
-        network = self._stores.network(subnet)
-        stream = scores(network, self._split, batch_size=self._batch_size, device=self._stores.device)
-        for number, (correct_B, batch_loss) in enumerate(stream, start=1):
-            correct.append(correct_B)
-            loss = loss + batch_loss
-            images += len(correct_B)
-            if number & (number - 1) == 0 and number < batches:
-                yield record(complete=False)
-        yield record(complete=True)
+    def _looks(self, subnet: Subnet) -> int:
+        record = self._cache.get(subnet.digest)
+        return 0 if record is None else len(record.looks)

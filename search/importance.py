@@ -31,7 +31,7 @@ def choice_importance(space: SearchSpace, trials: Sequence[Trial], *, seed: int)
         `explained`, the R^2 on unseen trials, and `choices`, the importance by name of the gene; None if there are
         too few trials, or all are equally accurate.
     """
-    accuracy = np.array([trial.val_accuracy for trial in trials])
+    accuracy = np.array([trial.score for trial in trials])
     if len(trials) < LEAST_TRIALS or accuracy.var() == 0:
         return None
     rng = np.random.default_rng(seed)

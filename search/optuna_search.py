@@ -46,7 +46,7 @@ class OptunaSearch:
         self._started = self._exhausted = False
         for known in problem.known_within():
             asked = self._enqueued(known.genotype)
-            self._study.tell(asked, (known.val_accuracy, known.latency_ms))
+            self._study.tell(asked, (known.score, known.latency_ms))
             self._started = True
 
     def ask(self, count: int) -> Genotypes:
@@ -90,7 +90,7 @@ class OptunaSearch:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Completes the asked trials of the study."""
         for asked, trial in zip(self._asked, trials, strict=True):
-            self._study.tell(asked, (trial.val_accuracy, trial.latency_ms))
+            self._study.tell(asked, (trial.score, trial.latency_ms))
         self._asked = []
 
     def report(self) -> dict[str, Any]:

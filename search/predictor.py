@@ -24,7 +24,7 @@ class AccuracyPredictor:
     def __init__(self, space: SearchSpace, trials: Sequence[Trial]) -> None:
         self._space = space
         genotypes = np.array([trial.genotype for trial in trials], dtype=np.int64)
-        accuracy = np.array([trial.val_accuracy for trial in trials])
+        accuracy = np.array([trial.score for trial in trials])
         self._model = BayesianRidge().fit(self.features(genotypes), accuracy)
 
     def predict(self, genotypes: Genotypes) -> tuple[FloatArray, FloatArray]:

@@ -54,7 +54,7 @@ class PredictorSearch(Evolution):
         """Compares what was predicted with what was measured before it learns."""
         fresh = [trial for trial in trials if trial.genotype in self._expected]
         if len(fresh) > 2:
-            accuracy = np.array([trial.val_accuracy for trial in fresh])
+            accuracy = np.array([trial.score for trial in fresh])
             predicted = np.array([self._expected[trial.genotype] for trial in fresh])
             latency = np.array([trial.latency_ms for trial in fresh])
             self._correlations.append((rank_correlation(predicted, accuracy), rank_correlation(latency, accuracy)))

@@ -25,38 +25,86 @@ with probability `error`.
 A dropped candidate counts with the accuracy of the incumbent plus the difference on the n images. That is unbiased for
 any n fixed in advance, and varies with the images on which the two differ, not with those that both get wrong. Being
 dropped makes it too low rather than too high. Losses are estimated in the same way.
+
+Divergences. Where subnets are ranked by their divergence from floats (`search.signal: kl`), let d be the candidate's
+divergence on an image less the incumbent's, m the mean and s the standard deviation of d over the n images so far, and
+K the incumbent's divergence, the mean over all N. An improvement has a mean divergence of (1 - margin) * K or less, and
+the candidate is dropped if
+
+    m + margin * K  >  t * s * sqrt((1 - n / N) / n)
+
+where t is exceeded by Student's t with n - 1 degrees of freedom with probability error / (number of comparisons). So
+the bound is that above as far as m is normal. It is less so than a count: divergences are skewed, and a candidate whose
+gain is on a few images that are not among the n looks worse than it is. Hence no comparison before `LEAST_IMAGES`.
+There is no number of images below which nothing races: a divergence tells more of an image than a bit, and s says how
+much. A race needs two batches, though, so batches (`search.batch_size`) are to be small where images are few.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
+from search.config import RacingConfig, SearchConfig
+from search.record import Bits, Floats, Record
 from supernet.evaluate import Evaluation
-from supernet.subnet import Subnet
 
-Bits = NDArray[np.bool_]
+#: that divergences are compared on, at least
+LEAST_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """A measured subnet; if it is not `complete`, accuracy and loss are estimates from the images that were seen."""
+    """A measured subnet; if it is not `complete`, all figures are estimates from the images that were seen.
+
+    `kl` is the mean divergence from floats in nats, where subnets are ranked by it.
+    """
 
     evaluation: Evaluation
+    kl: float | None = None
     complete: bool = True
 
 
-#: measures a subnet against an incumbent
-Race = Callable[[Subnet, Subnet], Outcome]
+def racing_of(config: SearchConfig, *, images: int) -> RacingConfig | None:
+    """How subnets race on a validation split of so many images; None if they do not."""
+    racing = config.racing
+    return None if racing is None or (config.signal == "accuracy" and images < racing.images) else racing
+
+
+def ends_race(record: Record, best: Record, config: RacingConfig) -> bool:
+    """Whether no more is to be measured of a candidate: it is known in full, or clearly no improvement.
+
+    Args:
+        best: of the incumbent, complete.
+    """
+    if record.complete:
+        return True
+    error = config.error / (len(best.looks) - 1)
+    if record.divergence is not None and best.divergence is not None:
+        return clearly_no_closer(record.divergence, best.divergence, margin=config.margin, error=error)
+    return clearly_no_improvement(record.correct, best.correct, margin=config.margin, error=error)
+
+
+def outcome_of(record: Record, best: Record | None) -> Outcome:
+    """What a race against the incumbent has shown; without one, what was measured on all images."""
+    if record.complete or best is None:
+        return Outcome(evaluation=record.evaluation, kl=record.kl)
+    (images, ours), (_, theirs) = record.looks[-1], best.looks[len(record.looks) - 1]
+    estimate = Evaluation(
+        accuracy=estimated_accuracy(record.correct, best.correct),
+        loss=best.evaluation.loss + (ours - theirs) / images,
+        images=images,
+    )
+    if record.divergence is None or best.divergence is None:
+        return Outcome(evaluation=estimate, complete=False)
+    return Outcome(evaluation=estimate, kl=estimated_kl(record.divergence, best.divergence), complete=False)
 
 
 def clearly_no_improvement(ours: Bits, theirs: Bits, *, margin: float, error: float) -> bool:
-    """Whether a comparison drops a candidate; see the module's docstring.
+    """Whether a comparison of accuracies drops a candidate; see the module's docstring.
 
     Args:
         ours: (n,) which of the first images the candidate gets right.
@@ -70,9 +118,35 @@ def clearly_no_improvement(ours: Bits, theirs: Bits, *, margin: float, error: fl
     return short >= -NormalDist().inv_cdf(error) * math.sqrt(variance)
 
 
+def clearly_no_closer(ours: Floats, theirs: Floats, *, margin: float, error: float) -> bool:
+    """Whether a comparison of divergences drops a candidate; see the module's docstring.
+
+    Args:
+        ours: (n,) divergences of the candidate on the first images, in nats.
+        theirs: (N,) divergences of the incumbent on all images.
+        margin: a share of the incumbent's mean divergence.
+        error: of this one comparison.
+    """
+    seen = len(ours)
+    if seen < LEAST_IMAGES:
+        return False
+    difference = ours.astype(float) - theirs[:seen]
+    short = float(difference.mean()) + margin * float(theirs.mean(dtype=float))
+    variance = float(difference.var(ddof=1)) * (1 - seen / len(theirs)) / seen
+    return short > float(student_t.isf(error, seen - 1)) * math.sqrt(variance)
+
+
 def estimated_accuracy(ours: Bits, theirs: Bits) -> float:
     """The accuracy on all N images from the first n, as far as those leave it open; see `clearly_no_improvement`."""
     seen, images = len(ours), len(theirs)
     right = int(ours.sum())
     estimate = float(theirs.mean()) + (right - int(theirs[:seen].sum())) / seen
     return min(max(estimate, right / images), (right + images - seen) / images)
+
+
+def estimated_kl(ours: Floats, theirs: Floats) -> float:
+    """The mean divergence over all N images in nats from the first n, which it cannot fall below n / N of."""
+    seen, images = len(ours), len(theirs)
+    so_far = float(ours.mean(dtype=float))
+    estimate = float(theirs.mean(dtype=float)) + so_far - float(theirs[:seen].mean(dtype=float))
+    return max(estimate, so_far * seen / images)

@@ -28,9 +28,9 @@ from search.algorithm import ALGORITHMS, FloatArray, SearchAlgorithm, SearchProb
 from search.bounds import LatencyBounds
 from search.cache import whole_lines
 from search.config import Limits, SearchConfig, Target
-from search.evaluator import Evaluator
+from search.evaluator import Evaluator, Job
 from search.limits import Feasibility, costs_function
-from search.racing import Outcome, Race
+from search.racing import Outcome
 from search.sharing import repriced, shared_model, within_limits
 from search.trial import Choice, ParetoFront, Trial, best_under
 from supernet.config import Progress
@@ -79,19 +79,17 @@ def run_search(
     seed: int,
     progress: Progress,
     shared: bool = False,
-    race: Race | None = None,
 ) -> SearchResult:
-    """Searches `space` for the most accurate subnet under each target.
+    """Searches `space` for the best subnet under each target.
 
     A target that no subnet meets is answered at once, with the nearest latency that the space has; nothing is
     evaluated if that goes for all of them.
 
     Args:
         model: the hardware: one accelerator for all subnets, or the best one for each.
-        evaluator: the accuracy and loss of one subnet on the validation split.
+        evaluator: measures subnets on the validation split, against the best ones so far where it lets them race.
         journal: JSONL file to which trials are appended; those already in it are reused.
         shared: with the best accelerator for each subnet, find one for all targets on the way: see `search.sharing`.
-        race: measures a subnet against the best one so far; without it, all are measured in full.
 
     Raises:
         UsageError: an unknown algorithm.
@@ -103,7 +101,7 @@ def run_search(
     own = part.feasibility
     found = _Found(trials=[], report={}, stopped=None)
     if part.limits_ms:
-        ledger = Ledger(space, evaluator, journal, race=race)
+        ledger = Ledger(space, evaluator, journal)
         budget = -(-config.evaluations // 2) if shared else config.evaluations
         found = part.run(build, ledger, budget, known=[], rng=np.random.default_rng(seed), progress=progress)
         if shared:
@@ -222,20 +220,20 @@ class _Part:
         while not all(trial.complete for trial in trials):
             kept = within_limits(self.space, self.model, trials, self.config.limits)
             best = (best_under(kept, limit_ms, count=self.config.top) for limit_ms in self.limits_ms)
-            finalists = {trial.index for chosen in best for trial in chosen if not trial.complete}
+            finalists = {trial.index: trial for chosen in best for trial in chosen if not trial.complete}
             if not finalists:
                 break
-            trials = [ledger.completed(trial) if trial.index in finalists else trial for trial in trials]
+            completed = dict(zip(finalists, ledger.completed(list(finalists.values())), strict=True))
+            trials = [completed.get(trial.index, trial) for trial in trials]
         return trials
 
 
 class Ledger:
     """Measures subnets, and writes each one down before the next; what a journal holds is not measured again."""
 
-    def __init__(self, space: SearchSpace, evaluator: Evaluator, journal: Path, *, race: Race | None = None) -> None:
+    def __init__(self, space: SearchSpace, evaluator: Evaluator, journal: Path) -> None:
         self._space = space
         self._evaluator = evaluator
-        self._race = race
         self._journal = journal
         self._known = read_journal(journal)
 
@@ -248,41 +246,41 @@ class Ledger:
         start: int,
         generation: int,
     ) -> Iterator[Trial]:
-        """The trials of canonical genotypes (N, G) with latencies (N,), one after the other; indices from `start`.
+        """The trials of canonical genotypes (N, G) with latencies (N,), in their order; indices from `start`.
 
         Args:
             incumbents: what each is to race against, N of them; without one it is measured in full.
         """
-        rows = zip(genotypes, latency_ms.tolist(), incumbents or [None] * len(genotypes), strict=True)
-        for index, (genotype, latency, incumbent) in enumerate(rows, start=start):
-            subnet = self._space.decode(genotype)
-            digest = subnet.digest
-            known = self._known.get(digest)
-            outcome = self._measured(subnet, incumbent) if known is None else known
-            measured = outcome.evaluation
+        subnets = [self._space.decode(genotype) for genotype in genotypes]
+        known = [self._known.get(subnet.digest) for subnet in subnets]
+        measured = self._evaluator.outcomes(
+            [
+                Job(subnet=subnet, incumbent=None if incumbent is None else self._subnet(incumbent))
+                for subnet, incumbent, outcome in zip(subnets, incumbents or [None] * len(subnets), known, strict=True)
+                if outcome is None
+            ]
+        )
+        rows = zip(genotypes, subnets, latency_ms.tolist(), known, strict=True)
+        for index, (genotype, subnet, latency, before) in enumerate(rows, start=start):
+            outcome = next(measured) if before is None else before
             trial = Trial(
                 index=index,
                 generation=generation,
-                digest=digest,
+                digest=subnet.digest,
                 genotype=tuple(genotype.tolist()),
-                val_accuracy=measured.accuracy,
-                val_loss=measured.loss,
                 latency_ms=latency,
-                complete=outcome.complete,
+                **_figures(outcome),
             )
-            if known is None:
-                append_line(self._journal, json.dumps(trial.to_dict() | {"images": measured.images}))
+            if before is None:
+                append_line(self._journal, json.dumps(trial.to_dict() | {"images": outcome.evaluation.images}))
             yield trial
 
-    def _measured(self, subnet: Subnet, incumbent: Trial | None) -> Outcome:
-        if self._race is None or incumbent is None:
-            return Outcome(evaluation=self._evaluator(subnet))
-        return self._race(subnet, self._subnet(incumbent))
-
-    def completed(self, trial: Trial) -> Trial:
-        """The trial measured in full. The journal keeps what the algorithm was told: it must ask for the same again."""
-        measured = self._evaluator(self._subnet(trial))
-        return dataclasses.replace(trial, val_accuracy=measured.accuracy, val_loss=measured.loss, complete=True)
+    def completed(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials measured in full. The journal keeps what the algorithm was told: it must ask for these again."""
+        outcomes = self._evaluator.outcomes([Job(subnet=self._subnet(trial)) for trial in trials])
+        return [
+            dataclasses.replace(trial, **_figures(outcome)) for trial, outcome in zip(trials, outcomes, strict=True)
+        ]
 
     def _subnet(self, trial: Trial) -> Subnet:
         return self._space.decode(np.array(trial.genotype, dtype=np.int64))
@@ -293,6 +291,17 @@ class Ledger:
         lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
         lines = [line | {"latency_ms": latency.get(line["digest"], line["latency_ms"])} for line in lines]
         write_atomic(self._journal, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    """What a trial says of an outcome."""
+    measured = outcome.evaluation
+    return {
+        "val_accuracy": measured.accuracy,
+        "val_loss": measured.loss,
+        "val_kl": outcome.kl,
+        "complete": outcome.complete,
+    }
 
 
 def _hypervolumes(
@@ -335,7 +344,10 @@ def _choose(target: Target, trials: Sequence[Trial], part: _Part, own: Feasibili
 
 
 def _summary(leaders: Mapping[float, Trial]) -> str:
-    return "best: " + "  ".join(f"{limit:.3g} ms {leaders[limit].val_accuracy:.1%}" for limit in sorted(leaders))
+    def figure(trial: Trial) -> str:
+        return f"{trial.val_accuracy:.1%}" if trial.val_kl is None else f"KL {trial.val_kl:.4f}"
+
+    return "best: " + "  ".join(f"{limit:.3g} ms {figure(leaders[limit])}" for limit in sorted(leaders))
 
 
 def read_journal(journal: Path) -> dict[str, Outcome]:
@@ -347,7 +359,8 @@ def read_journal(journal: Path) -> dict[str, Outcome]:
             evaluation = Evaluation(
                 accuracy=float(row["val_accuracy"]), loss=float(row["val_loss"]), images=int(row["images"])
             )
-            known[row["digest"]] = Outcome(evaluation=evaluation, complete=bool(row.get("complete", True)))
+            kl = None if row.get("val_kl") is None else float(row["val_kl"])
+            known[row["digest"]] = Outcome(evaluation=evaluation, kl=kl, complete=bool(row.get("complete", True)))
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedInputError(
                 f"{journal}:{number}: is not a trial ({type(error).__name__}: {error}); remove the file to search anew"

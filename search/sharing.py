@@ -46,7 +46,7 @@ def shared_model(
     def merit(design: FpgaCostModel) -> tuple[float, ...]:
         within = within_limits(space, design, trials, limits)
         best = [next(iter(best_under(within, limit_ms)), None) for limit_ms in limits_ms]
-        accuracy = sum(trial.val_accuracy for trial in best if trial)
+        accuracy = sum(trial.score for trial in best if trial)
         loss = sum(trial.val_loss if trial else math.inf for trial in best)
         latency_ms = sum(trial.latency_ms if trial else math.inf for trial in best)
         return (accuracy, -loss, -latency_ms, -design.estimate(largest).cycles)

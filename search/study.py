@@ -83,7 +83,7 @@ class Study:
             gene: choices[index] for (gene, choices), index in zip(self._genes.items(), trial.genotype, strict=True)
         }
         return create_trial(
-            values=[trial.val_accuracy, trial.latency_ms],
+            values=[trial.score, trial.latency_ms],
             params={gene: values[gene] for gene in self._distributions},
             distributions=self._distributions,
             user_attrs={_DIGEST: trial.digest, "generation": trial.generation, "complete": trial.complete},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,8 @@ from supernet.subnet import Subnet
 class Trial:
     """One subnet with its accuracy on the validation split and its latency; `index` counts evaluations from 0.
 
-    If it is not `complete`, it was dropped from a race: accuracy and loss are estimates (`search.racing`).
+    `val_kl` is its mean divergence from floats in nats, where subnets are ranked by it (`search.signal`). If it is not
+    `complete`, it was dropped from a race: accuracy, loss and divergence are estimates (`search.racing`).
     """
 
     index: int
@@ -24,21 +26,28 @@ class Trial:
     val_loss: float
     latency_ms: float
     complete: bool = True
+    val_kl: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What a search makes large, in [0, 1]: the accuracy or, where there is a divergence, exp(-divergence)."""
+        return self.val_accuracy if self.val_kl is None else math.exp(-self.val_kl)
 
     @property
     def quality(self) -> tuple[float, float, float]:
-        """For ranking under a latency limit: accuracy, then lower loss (ties are common), then lower latency."""
-        return (self.val_accuracy, -self.val_loss, -self.latency_ms)
+        """For ranking under a latency limit: score, then lower loss (ties are common), then lower latency."""
+        return (self.score, -self.val_loss, -self.latency_ms)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in `trials.jsonl`; `complete` only where it is false."""
+        """Plain data, as in `trials.jsonl`; `complete` only where it is false, `val_kl` only where it was measured."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in data.items() if not (name == "complete" and value)}
+        usual = {"complete": True, "val_kl": None}
+        return {name: value for name, value in data.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParetoFront:
-    """The complete trials that no other beats in both latency and accuracy, from the fastest to the slowest."""
+    """The complete trials that no other beats in both latency and score, from the fastest to the slowest."""
 
     trials: tuple[Trial, ...]
 
@@ -47,20 +56,20 @@ class ParetoFront:
         """The front among the complete ones of `trials`; of equals, the one with the lower loss."""
         front: list[Trial] = []
         complete = [trial for trial in trials if trial.complete]
-        for trial in sorted(complete, key=lambda t: (t.latency_ms, -t.val_accuracy, t.val_loss, t.index)):
-            if not front or trial.val_accuracy > front[-1].val_accuracy:
+        for trial in sorted(complete, key=lambda t: (t.latency_ms, -t.score, t.val_loss, t.index)):
+            if not front or trial.score > front[-1].score:
                 front.append(trial)
         return ParetoFront(trials=tuple(front))
 
     def hypervolume(self, *, slowest_ms: float) -> float:
-        """The area between the front and the corner (slowest, accuracy 0), with latency in units of `slowest_ms`.
+        """The area between the front and the corner (slowest, score 0), with latency in units of `slowest_ms`.
 
-        It lies in [0, 1]: 1 would be full accuracy in no time. Trials slower than `slowest_ms` do not count.
+        It lies in [0, 1]: 1 would be the full score in no time. Trials slower than `slowest_ms` do not count.
         """
         inside = [trial for trial in self.trials if trial.latency_ms <= slowest_ms]
         ends = [trial.latency_ms for trial in inside[1:]] + [slowest_ms]
         return sum(
-            trial.val_accuracy * (end - trial.latency_ms) / slowest_ms
+            trial.score * (end - trial.latency_ms) / slowest_ms
             for trial, end in zip(inside, ends, strict=False)  # without a trial there is no area before the end
         )
 

@@ -35,7 +35,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def scores(
+def outputs(
     network: Callable[[Tensor], Tensor],
     split: Split,
     *,
@@ -43,7 +43,7 @@ def scores(
     device: torch.device,
     limit: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch in order, which images a network gets right, bool (B,), and their summed cross-entropy, ().
+    """Batch by batch in order, the logits (B, num_classes) of a network and the labels (B,).
 
     Args:
         network: logits (B, num_classes) of images (B, C, H, W) on `device`.
@@ -54,14 +54,12 @@ def scores(
     """
     seen = 0
     for x_BCHW, y_B in split.batches(batch_size, device=device, limit=limit):
-        logits = network(x_BCHW)
         seen += len(y_B)
-        yield logits.argmax(dim=1) == y_B, F.cross_entropy(logits, y_B, reduction="sum")
+        yield network(x_BCHW), y_B
     if not seen:
         raise DamagedInputError("data: none of the images to evaluate on could be read; restore the files named above")
 
 
-@torch.inference_mode()
 def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | None = None) -> Evaluation:
     """Runs an extracted subnet over a split, in order, on the device that holds it.
 
@@ -72,7 +70,7 @@ def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | N
         DamagedInputError: no image could be read.
     """
     device = module.cls_token.device
-    return _summed(scores(module, split, batch_size=batch_size, device=device, limit=limit))
+    return _summed(outputs(module, split, batch_size=batch_size, device=device, limit=limit))
 
 
 def evaluate_integer(network: IntegerViT, split: Split, *, limit: int) -> Evaluation:
@@ -82,15 +80,16 @@ def evaluate_integer(network: IntegerViT, split: Split, *, limit: int) -> Evalua
         codes = network(network.quantize_images(x_BCHW))
         return torch.from_numpy(codes.astype(np.float32)) * network.logit_scale
 
-    return _summed(scores(logits, split, batch_size=_INTEGER_BATCH, device=torch.device("cpu"), limit=limit))
+    return _summed(outputs(logits, split, batch_size=_INTEGER_BATCH, device=torch.device("cpu"), limit=limit))
 
 
+@torch.inference_mode()
 def _summed(batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     correct, loss, images = torch.zeros(()), torch.zeros(()), 0
-    for correct_B, batch_loss in batches:
-        correct = correct.to(batch_loss.device) + correct_B.sum()
-        loss = loss.to(batch_loss.device) + batch_loss
-        images += len(correct_B)
+    for logits, y_B in batches:
+        correct = correct.to(logits.device) + (logits.argmax(dim=1) == y_B).sum()
+        loss = loss.to(logits.device) + F.cross_entropy(logits, y_B, reduction="sum")
+        images += len(y_B)
     return Evaluation(accuracy=correct.item() / images, loss=loss.item() / images, images=images)
 
 

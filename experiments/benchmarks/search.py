@@ -59,8 +59,11 @@ from search.algorithm import ALGORITHMS, SearchAlgorithm, SearchProblem
 from search.bounds import latency_bounds
 from search.cache import EvaluationCache
 from search.config import HardwareConfig, Limits, SearchConfig, Target
-from search.evaluator import SupernetEvaluator
+from search.evaluator import Direct, Evaluator, Job, SupernetEvaluator
+from search.executor import LocalExecutor
 from search.limits import costs_function
+from search.measurer import Measurer
+from search.racing import racing_of
 from search.run import algorithm_names, run_search
 from search.shortlist import adaptive_model
 from supernet.evaluate import Evaluation
@@ -173,7 +176,7 @@ def measure(algorithm: str, model: FpgaCostModel, clock: Clock, *, seed: int, ev
             space=SPACE,
             model=model,
             config=SearchConfig(targets=targets, algorithm=algorithm, evaluations=evaluations),
-            evaluator=evaluation.wrap(evaluator),
+            evaluator=Direct(evaluation.wrap(evaluator)),
             journal=Path(folder) / "trials.jsonl",
             seed=seed,
             progress=lambda done, total, text: None,
@@ -228,33 +231,32 @@ def racing(folder: Path) -> dict[str, float]:
     supernet, checkpoint = load_supernet(run, config)
     _, split = open_splits(config)
     next(split.batches(1))  # images in memory are made ready once
+    races = racing_of(settings, images=len(split))
+    if races is None:
+        raise SystemExit(f"{folder}: search.racing is off, or {len(split)} validation images are too few for it")
 
-    def evaluator(path: Path) -> SupernetEvaluator:
+    def evaluator(path: Path) -> Evaluator:
         key = {"checkpoint": checkpoint.digest, "data": split.digest, "batch_size": settings.batch_size}
-        return SupernetEvaluator(supernet, split, batch_size=settings.batch_size, cache=EvaluationCache(path, **key))
+        measurer = Measurer(supernet, split, batch_size=settings.batch_size, racing=races)
+        return SupernetEvaluator(LocalExecutor(measurer), EvaluationCache(path, **key), racing=races)
 
     with tempfile.TemporaryDirectory() as name:
         started = time.process_time()
-        racer = evaluator(Path(name) / "racing.jsonl")
-        race = racer.racing(settings.racing)
-        if race is None:
-            raise SystemExit(f"{folder}: search.racing is off, or {len(split)} validation images are too few for it")
         result = run_search(
             space=config.space,
             model=model,
             config=settings,
-            evaluator=racer,
+            evaluator=evaluator(Path(name) / "racing.jsonl"),
             journal=Path(name) / "trials.jsonl",
             seed=config.seed,
             progress=lambda done, total, text: None,
-            race=race,
         )
         search_s = time.process_time() - started
         rows = [json.loads(line) for line in (Path(name) / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         started = time.process_time()
         whole = evaluator(Path(name) / "whole.jsonl")
         subnets = [config.space.decode(np.array(trial.genotype)) for trial in result.trials]
-        accuracy = [whole(subnet).accuracy for subnet in subnets]
+        accuracy = [found.evaluation.accuracy for found in whole.outcomes([Job(subnet=s) for s in subnets])]
         full_s = time.process_time() - started
     losses = [
         max(a for a, trial in zip(accuracy, result.trials, strict=True) if trial.latency_ms <= choice.limit_ms)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from quasar.figures.style import COLORS, PERCENT, SERIES, STYLE, legend_on_top, row_of_axes
 from quasar.tune_journal import Trial
 
-#: latency in ms and accuracy in [0, 1]
+#: latency in ms and accuracy in [0, 1], or divergence from floats in nats
 Point = tuple[float, float]
 
 
@@ -57,13 +57,15 @@ def front_figure(
     targets: Sequence[TargetMark],
     device: str,
     references: Sequence[Reference] = (),
+    kl: bool = False,
 ) -> Figure:
     """All trials, the Pareto front as a step line, and the targets with the subnets chosen for them.
 
-    `references` are other fronts, or other points.
+    `references` are other fronts, or other points. With `kl`, points are divergences.
     """
+    what = "Divergence" if kl else "Accuracy"
     figure = Figure(
-        figsize=(10, 5), label="Accuracy against latency of all trials, with the Pareto front and the targets"
+        figsize=(10, 5), label=f"{what} against latency of all trials, with the Pareto front and the targets"
     )
     axes = figure.add_subplot()
     if trials:
@@ -105,11 +107,19 @@ def front_figure(
     points = (*trials, *front, *chosen, *(point for reference in references for point in reference.points))
     _latency_axis(axes, [latency for latency, _ in points] + [mark.latency_ms for mark in targets])
     axes.set_xlabel(f"modelled latency on {device}, ms")
-    axes.set_ylabel("validation accuracy, %")
-    axes.yaxis.set_major_formatter(PERCENT)
+    _height_axis(axes, kl=kl)
     axes.grid(axis="y")
     legend_on_top(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def _height_axis(axes: Axes, *, kl: bool) -> None:
+    """What points are over the latency."""
+    if kl:
+        axes.set_ylabel("KL divergence from floats, nats")
+    else:
+        axes.set_ylabel("validation accuracy, %")
+        axes.yaxis.set_major_formatter(PERCENT)
 
 
 def _draw_reference(axes: Axes, reference: Reference) -> None:
@@ -133,7 +143,9 @@ def _latency_axis(axes: Axes, latencies: Sequence[float]) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def fronts_figure(fronts: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[Point]]) -> Figure:
+def fronts_figure(
+    fronts: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[Point]], *, kl: bool = False
+) -> Figure:
     """Several searches: their fronts on the left, their hypervolumes over the evaluations on the right."""
     figure = Figure(figsize=(12, 5), label="Fronts of several searches, and their hypervolumes over the evaluations")
     left, right = row_of_axes(figure, 2, widths=[3, 2])
@@ -145,8 +157,7 @@ def fronts_figure(fronts: Mapping[str, Sequence[Point]], curves: Mapping[str, Se
             right.plot(x, y, color=COLORS[color])
     _latency_axis(left, [latency for points in fronts.values() for latency, _ in points])
     left.set_xlabel("modelled latency, ms")
-    left.set_ylabel("validation accuracy, %")
-    left.yaxis.set_major_formatter(PERCENT)
+    _height_axis(left, kl=kl)
     _hypervolume_axes(right)
     left.grid(axis="y")
     legend_on_top(figure, *left.get_legend_handles_labels())
@@ -159,7 +170,7 @@ def search_figure(curves: Mapping[str, Sequence[Point]], importance: Mapping[str
 
     Args:
         curves: (evaluations, hypervolume) by the name of the search.
-        importance: share of the variance of accuracy that is lost without the choice, the largest first; may be empty.
+        importance: share of the variance that is lost without the choice, the largest first; may be empty.
     """
     figure = Figure(figsize=(10, 3.3), label="Hypervolume over the evaluations, and the importance of each choice")
     axes = row_of_axes(figure, 2 if importance else 1)
@@ -172,7 +183,7 @@ def search_figure(curves: Mapping[str, Sequence[Point]], importance: Mapping[str
     if importance:
         axes[1].barh(list(importance), list(importance.values()), color=COLORS["blue"], height=0.66)
         axes[1].invert_yaxis()
-        axes[1].set_title("importance of each choice, % of the variance of accuracy")
+        axes[1].set_title("importance of each choice, % of variance")
         axes[1].xaxis.set_major_formatter(PERCENT)
         axes[1].tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
         axes[1].grid(axis="x")

@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 
 from hwmodel.errors import DamagedInputError
-from search.cache import EvaluationCache, Record
+from search.cache import EvaluationCache
+from search.record import Record
 
 
-def record(images, *, complete=True, seed=0):
-    correct = np.random.default_rng(seed).random(images) < 0.5
+def record(images, *, complete=True, seed=0, kl=False):
+    rng = np.random.default_rng(seed)
+    correct = rng.random(images) < 0.5
     looks = tuple((n, n / 3) for n in (4, 8) if n < images)
-    return Record(correct=correct, looks=(*looks, (images, images / 3)), complete=complete)
+    return Record(
+        correct=correct,
+        looks=(*looks, (images, images / 3)),
+        complete=complete,
+        divergence=rng.random(images, dtype=np.float32) if kl else None,
+    )
 
 
 def same(first, second):
@@ -18,6 +25,8 @@ def same(first, second):
         np.array_equal(first.correct, second.correct)
         and first.looks == second.looks
         and first.complete == second.complete
+        and (first.divergence is None) == (second.divergence is None)
+        and (first.divergence is None or first.divergence.tobytes() == second.divergence.tobytes())
     )
 
 
@@ -67,6 +76,27 @@ def test_another_checkpoint_other_data_or_other_batches_do_not_match(open_cache,
     assert same(open_cache().get("a"), record(13))
 
 
+def test_divergences_come_back_and_answer_for_accuracies(open_cache):
+    by_kl = open_cache(signal="kl")
+    by_kl.put("a", record(13, kl=True))
+    by_kl.put("b", record(13, kl=True).until(1))
+    for signal in ("kl", "accuracy"):
+        assert same(open_cache(signal=signal).get("a"), record(13, kl=True))
+        assert same(open_cache(signal=signal).get("b"), record(13, kl=True).until(1))
+    assert record(13, kl=True).kl == pytest.approx(record(13, kl=True).divergence.mean())
+
+
+def test_records_without_divergences_do_not_answer_for_them(open_cache, path):
+    open_cache().put("a", record(13))
+    by_kl = open_cache(signal="kl")
+    assert by_kl.get("a") is None
+    by_kl.put("a", record(13, kl=True).until(1))
+    assert same(open_cache().get("a"), record(13))  # it knows all images
+    assert same(open_cache(signal="kl").get("a"), record(13, kl=True).until(1))
+    open_cache().put("a", record(13))
+    assert len(path.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -77,10 +107,11 @@ def test_another_checkpoint_other_data_or_other_batches_do_not_match(open_cache,
         ("[4, ", "[14, "),
         ("{", ""),
         ('"correct": "', '"correct": "*'),
+        ('"divergence": "', '"divergence": "AAAAAA'),
     ],
 )
 def test_damaged_lines_are_named(open_cache, path, old, new):
-    open_cache().put("a", record(13))
+    open_cache().put("a", record(13, kl=True))
     line = path.read_text()
     assert old in line
     path.write_text(line + line.replace(old, new, 1))

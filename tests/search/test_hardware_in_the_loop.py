@@ -13,6 +13,7 @@ from hwmodel.errors import InfeasibleError
 from hwmodel.explore import explore
 from search.bounds import extremes, figures_of, latency_bounds
 from search.config import HardwareConfig, Limits, SearchConfig, Target
+from search.evaluator import Direct
 from search.limits import Feasibility, costs_function, limited_device
 from search.profile import profile
 from search.run import run_search
@@ -200,7 +201,7 @@ def start(request, space, evaluator, tmp_path):
             space=space,
             model=model,
             config=SearchConfig(**({"targets": targets, "evaluations": 60, "population": 10} | settings)),
-            evaluator=measure,
+            evaluator=Direct(measure),
             journal=tmp_path / journal,
             seed=0,
             progress=lambda done, total, text: None,

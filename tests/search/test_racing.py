@@ -8,11 +8,15 @@ import torch
 
 from search.cache import EvaluationCache
 from search.config import RacingConfig, SearchConfig, Target
-from search.evaluator import SupernetEvaluator
-from search.racing import clearly_no_improvement, estimated_accuracy
+from search.evaluator import Job, SupernetEvaluator
+from search.executor import LocalExecutor
+from search.measurer import Measurer, Task, divergences, float_reference
+from search.racing import clearly_no_closer, clearly_no_improvement, estimated_accuracy, estimated_kl, racing_of
 from search.run import run_search
 from supernet.evaluate import evaluate
+from supernet.functional import Observer
 from supernet.standalone import extract
+from supernet.vit import unquantized
 
 IMAGES = 2048
 LOOKS = (128, 256, 512, 1024)
@@ -73,6 +77,55 @@ def test_by_hand():
     assert estimated_accuracy(ours, theirs) == pytest.approx(0.094)
 
 
+def divergence_pair(rng, *, gain, spread, incumbent=0.05):
+    """Divergences of an incumbent and of a candidate that is closer to floats by the share `gain`, (IMAGES,) each.
+
+    They are log-normal, as those of real networks about are, and the same images are hard for both.
+    """
+    hard = rng.normal(size=IMAGES)
+    theirs, ours = (np.exp(hard + spread * rng.normal(size=IMAGES)) for _ in range(2))
+    theirs *= incumbent / theirs.mean()
+    ours *= (1 - gain) * theirs.mean() / ours.mean()
+    return ours.astype(np.float32), theirs.astype(np.float32)
+
+
+def further(ours, theirs, *, looks=LOOKS, **settings):
+    error = settings.pop("error") / len(looks)
+    return any(clearly_no_closer(ours[:n], theirs, error=error, **settings) for n in looks)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("error", [0.3, 0.1])
+def test_a_closer_subnet_is_dropped_with_at_most_the_stated_probability(spread, error):
+    rng = np.random.default_rng(0)
+    lost = 0
+    for _ in range(600):
+        ours, theirs = divergence_pair(rng, gain=0.02, spread=spread)
+        lost += further(ours, theirs, margin=0.0199, error=error)
+    assert lost / 600 <= error + 3 * np.sqrt(error * (1 - error) / 600)
+
+
+def test_a_subnet_that_is_further_away_is_dropped_early():
+    rng = np.random.default_rng(0)
+    pairs = [divergence_pair(rng, gain=-0.3, spread=0.3) for _ in range(50)]
+    assert all(further(ours, theirs, looks=(128,), margin=0.003, error=0.1) for ours, theirs in pairs)
+
+
+def test_divergences_by_hand():
+    theirs = np.full(100, 0.1, dtype=np.float32)
+    ours = np.tile(np.array([0.1, 0.3], dtype=np.float32), 10)
+    # mean 0.1 above, standard deviation 0.1026, so t = 0.1 / (0.1026 * sqrt(0.8 / 20)) = 4.873 with 19 degrees
+    assert clearly_no_closer(ours, theirs, margin=0.0, error=6e-5)
+    assert not clearly_no_closer(ours, theirs, margin=0.0, error=4e-5)
+    assert clearly_no_closer(ours, theirs, margin=0.1, error=4e-5)
+    assert not clearly_no_closer(ours[:15], theirs, margin=0.0, error=0.4)
+    assert not clearly_no_closer(theirs[:50], theirs, margin=0.0, error=0.1)
+    assert clearly_no_closer(theirs[:50], theirs, margin=0.01, error=0.1)
+    assert estimated_kl(ours, theirs) == pytest.approx(0.2)
+    theirs[:20] = 5.0
+    assert estimated_kl(ours, theirs) == pytest.approx(0.2 * 0.2)  # the other images have at least 0
+
+
 @pytest.mark.parametrize("settings", [{"error": 0}, {"error": 0.5}, {"margin": -0.1}, {"margin": 1}, {"images": 0}])
 def test_impossible_settings(settings):
     with pytest.raises(ValueError, match=f"racing: {next(iter(settings))} must"):
@@ -108,28 +161,48 @@ def split(supernet):
 
 @pytest.fixture
 def make_evaluator(supernet, split, tmp_path):
-    def make(file="evaluations.jsonl", batch_size=40, checkpoint="c"):
-        cache = EvaluationCache(tmp_path / file, checkpoint=checkpoint, data="d", batch_size=batch_size)
-        return SupernetEvaluator(supernet, split, batch_size=batch_size, cache=cache)
+    """An evaluator of the supernet; `one(subnet, incumbent)` asks it for a single outcome."""
+
+    def make(file="evaluations.jsonl", batch_size=60, checkpoint="c", racing=None, signal="accuracy", wrap=None):
+        cache = EvaluationCache(tmp_path / file, checkpoint=checkpoint, data="d", batch_size=batch_size, signal=signal)
+        reference = None
+        if signal == "kl":
+            reference = float_reference(supernet, split, batch_size=batch_size, progress=lambda *_: None)
+        measure = Measurer(supernet, split, batch_size=batch_size, reference=reference, racing=racing)
+        executor = LocalExecutor(wrap(measure) if wrap else measure)
+        split.batches_given = 0
+        return SupernetEvaluator(executor, cache, racing=racing)
 
     return make
 
 
+def one(evaluator, subnet, incumbent=None):
+    (outcome,) = evaluator.outcomes([Job(subnet=subnet, incumbent=incumbent)])
+    return outcome
+
+
+RACING = RacingConfig(images=1, margin=0.02)
+
+
+@pytest.fixture(params=["accuracy", "kl"])
+def signal(request):
+    return request.param
+
+
 @pytest.fixture
-def search(space, cost_model, bounds, tmp_path):
-    def run(evaluator, journal, **settings):
-        racing = RacingConfig(images=1, margin=0.02)
+def search(space, cost_model, bounds, make_evaluator, signal, tmp_path):
+    def run(journal, file="evaluations.jsonl", wrap=None, **settings):
         spread = bounds.slowest_ms - bounds.fastest_ms
         targets = tuple(Target(latency_ms=bounds.fastest_ms + share * spread) for share in (0.4, 1.0))
+        settings = {"evaluations": 30, "population": 10, "racing": RACING, "signal": signal} | settings
         return run_search(
             space=space,
             model=cost_model,
-            config=SearchConfig(targets=targets, evaluations=40, population=10, racing=racing, **settings),
-            evaluator=evaluator,
+            config=SearchConfig(targets=targets, **settings),
+            evaluator=make_evaluator(file, racing=RACING, signal=signal, wrap=wrap),
             journal=tmp_path / journal,
             seed=0,
             progress=lambda done, total, text: None,
-            race=evaluator.racing(racing),
         )
 
     return run
@@ -146,109 +219,134 @@ def lines_of(path):
 def test_an_evaluator_measures_what_the_extracted_module_does(supernet, split, make_evaluator):
     evaluator = make_evaluator()
     subnet = supernet.space.smallest()
-    expected = evaluate(extract(supernet, subnet), split, batch_size=40)
-    assert evaluator(subnet) == expected
+    expected = evaluate(extract(supernet, subnet), split, batch_size=60)
+    assert one(evaluator, subnet).evaluation == expected
     split.batches_given = 0
-    assert evaluator(subnet) == expected == make_evaluator()(subnet)
+    assert one(evaluator, subnet).evaluation == expected == one(make_evaluator(), subnet).evaluation
     assert split.batches_given == 0
-    assert make_evaluator(checkpoint="other")(subnet) == expected
-    assert make_evaluator(batch_size=48)(subnet).accuracy == expected.accuracy
-    assert split.batches_given == 12 + 10
+    assert one(make_evaluator(checkpoint="other"), subnet).evaluation == expected
+    assert split.batches_given == 8
+    assert one(make_evaluator(batch_size=48), subnet).evaluation.accuracy == expected.accuracy
+    assert split.batches_given == 10
 
 
-def test_small_splits_and_null_mean_no_race(make_evaluator):
-    evaluator = make_evaluator()
-    assert evaluator.racing(None) is None
-    assert evaluator.racing(RacingConfig(images=481)) is None
-    assert evaluator.racing(RacingConfig(images=480)) is not None
+def test_a_divergence_is_that_of_the_shares_of_classes(supernet, split, make_evaluator):
+    evaluator, subnet = make_evaluator(signal="kl"), supernet.space.smallest()
+    with torch.no_grad():
+        p = supernet(split.images, supernet.space.largest(), Observer(quantize=False), weights=unquantized).softmax(1)
+        q = extract(supernet, subnet)(split.images).softmax(1)
+    outcome = one(evaluator, subnet)
+    assert outcome.kl == pytest.approx((p * (p / q).log()).sum(dim=1).mean().item(), rel=1e-4)
+    assert outcome.evaluation == evaluate(extract(supernet, subnet), split, batch_size=60)
+    # by hand: 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75)
+    reference, logits = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 3.0]]).log() + 7
+    assert divergences(reference, logits).item() == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    assert divergences(reference, reference).item() == 0
 
 
-def test_a_race_ends_early_with_an_estimate_or_is_a_whole_evaluation(supernet, split, make_evaluator):
-    evaluator = make_evaluator()
+def test_accuracies_do_not_answer_for_divergences(supernet, split, make_evaluator):
+    subnet = supernet.space.smallest()
+    accuracy = one(make_evaluator(), subnet)
+    assert accuracy.kl is None
+    by_kl = one(make_evaluator(signal="kl"), subnet)
+    assert split.batches_given == 8
+    assert one(make_evaluator(signal="kl"), subnet) == by_kl
+    assert one(make_evaluator(), subnet).evaluation == by_kl.evaluation == accuracy.evaluation
+    assert split.batches_given == 0
+    other = supernet.space.largest()
+    by_kl = one(make_evaluator(signal="kl"), other)
+    assert one(make_evaluator(), other).evaluation == by_kl.evaluation
+    assert split.batches_given == 0
+
+
+def test_small_splits_and_null_mean_no_race():
+    def races(**settings):
+        return racing_of(SearchConfig(targets=(Target(fps=1),), **settings), images=480)
+
+    assert races(racing=None) is None
+    assert races(racing=RacingConfig(images=481)) is None
+    assert races(racing=RacingConfig(images=480)) is not None
+    assert races(racing=RacingConfig(images=481), signal="kl") is not None
+    assert races(racing=None, signal="kl") is None
+
+
+def test_a_race_ends_early_with_an_estimate_or_is_a_whole_evaluation(supernet, split, make_evaluator, signal):
+    evaluator = make_evaluator(racing=RacingConfig(images=1), signal=signal)
     space = supernet.space
-    race = evaluator.racing(RacingConfig(images=1))
-    evaluator(space.largest())  # right on about half of the images
+    one(evaluator, space.largest())  # right on about half of the images, and close to itself in floats
     split.batches_given = 0
-    outcome = race(space.smallest(), space.largest())
+    outcome = one(evaluator, space.smallest(), space.largest())
     assert not outcome.complete
-    assert outcome.evaluation.images == 40 * split.batches_given < 480
-    whole = evaluator(space.smallest())
-    assert outcome.evaluation.accuracy == pytest.approx(whole.accuracy, abs=0.1)
-    assert outcome.evaluation.loss == pytest.approx(whole.loss, rel=0.2)
-    outcome = race(space.largest(), space.smallest())
-    assert outcome.complete
-    assert outcome.evaluation == evaluator(space.largest())
+    assert outcome.evaluation.images == 60 * split.batches_given < 480
+    whole = one(evaluator, space.smallest())
+    assert whole.complete
+    assert outcome.evaluation.accuracy == pytest.approx(whole.evaluation.accuracy, abs=0.1)
+    assert outcome.evaluation.loss == pytest.approx(whole.evaluation.loss, rel=0.2)
+    assert outcome.kl == (None if signal == "accuracy" else pytest.approx(whole.kl, rel=0.2))
+    best = one(evaluator, space.largest(), space.smallest())
+    assert best.complete
+    assert best == one(evaluator, space.largest())
     # what is known beyond the end of a race does not change it
-    again = race(space.smallest(), space.largest())
-    assert not again.complete
-    assert again.evaluation.images < 480
+    assert one(evaluator, space.smallest(), space.largest()) == outcome
 
 
-def test_a_search_drops_subnets_and_chooses_from_those_measured_in_full(search, split, make_evaluator, tmp_path):
-    evaluator = make_evaluator()
-    result = search(evaluator, "trials.jsonl")
+def test_a_search_drops_subnets_and_chooses_from_those_measured_in_full(search, signal, make_evaluator, tmp_path):
+    result = search("trials.jsonl")
     rows = lines_of(tmp_path / "trials.jsonl")
     lost = [row for row in rows if not row.get("complete", True)]
-    assert len(rows) == 40
+    assert len(rows) == 30
     assert lost
     assert all(row["images"] < 480 for row in lost)
     assert all(row["images"] == 480 and "complete" not in row for row in rows if row not in lost)
+    assert all(("val_kl" in row) == (signal == "kl") for row in rows)
     for trial in (*(choice.trial for choice in result.choices), *result.front.trials):
         assert trial.complete
     for choice in result.choices:
-        assert choice.trial.val_accuracy == evaluator(choice.subnet).accuracy
+        whole = one(make_evaluator(signal=signal), choice.subnet)
+        assert (choice.trial.val_accuracy, choice.trial.val_kl) == (whole.evaluation.accuracy, whole.kl)
+        feasible = [trial for trial in result.trials if trial.latency_ms <= choice.limit_ms]
+        assert choice.trial.score == max(trial.score for trial in feasible)
 
 
-def test_finalists_known_by_estimates_are_measured_in_full(search, make_evaluator):
-    result = search(make_evaluator(), "trials.jsonl", top=39)
+def test_finalists_known_by_estimates_are_measured_in_full(search):
+    result = search("trials.jsonl", top=29)
     for choice in result.choices:
-        assert len(choice.alternatives) > 10
+        assert len(choice.alternatives) > 8
         assert all(trial.complete for trial in (choice.trial, *choice.alternatives))
 
 
-@pytest.mark.parametrize("stop", [3, 17, 30])
-@pytest.mark.parametrize("keep_cache", [True, False])
-def test_an_interrupted_race_is_replayed(search, make_evaluator, tmp_path, stop, keep_cache):
-    whole = search(make_evaluator("whole-evaluations.jsonl"), "whole.jsonl")
-    stopped = make_evaluator("stopped-evaluations.jsonl")
+@pytest.mark.parametrize(("stop", "keep_cache"), [(3, True), (17, False), (25, True)])
+def test_an_interrupted_race_is_replayed(search, tmp_path, stop, keep_cache):
+    whole = search("whole.jsonl", "whole-evaluations.jsonl")
     left = stop
 
     def stopping(measure):
-        def wrapped(*arguments):
+        def wrapped(task: Task):
             nonlocal left
             if left == 0:
                 raise KeyboardInterrupt
             left -= 1
-            return measure(*arguments)
+            return measure(task)
 
         return wrapped
 
-    class Stopping:
-        __call__ = staticmethod(stopping(stopped))
-
-        @staticmethod
-        def racing(config):
-            return stopping(stopped.racing(config))
-
     with pytest.raises(KeyboardInterrupt):
-        search(Stopping(), "stopped.jsonl")
+        search("stopped.jsonl", "stopped-evaluations.jsonl", wrap=stopping)
     cache = tmp_path / "stopped-evaluations.jsonl"
     with cache.open("a") as file:
         file.write('{"subnet": "a')  # a kill in the middle of a line
     if not keep_cache:
         cache.unlink()
-    resumed = search(make_evaluator("stopped-evaluations.jsonl"), "stopped.jsonl")
+    resumed = search("stopped.jsonl", "stopped-evaluations.jsonl")
     assert found(resumed) == found(whole)
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     if keep_cache:
         assert cache.read_bytes() == (tmp_path / "whole-evaluations.jsonl").read_bytes()
 
 
-def test_what_is_in_the_cache_does_not_change_a_search(search, split, make_evaluator, supernet):
-    cold = search(make_evaluator(), "cold.jsonl")
-    evaluator = make_evaluator()
-    for trial in cold.trials:  # now they are all known in full
-        evaluator(supernet.space.decode(np.array(trial.genotype)))
-    split.batches_given = 0
-    assert found(search(make_evaluator(), "warm.jsonl")) == found(cold)
+def test_what_is_in_the_cache_does_not_change_a_search(search, signal, split, make_evaluator, supernet):
+    cold = search("cold.jsonl")
+    subnets = [supernet.space.decode(np.array(trial.genotype)) for trial in cold.trials]
+    list(make_evaluator(signal=signal).outcomes([Job(subnet=subnet) for subnet in subnets]))  # now all are known
+    assert found(search("warm.jsonl")) == found(cold)
     assert split.batches_given == 0

@@ -4,6 +4,7 @@ import pytest
 
 from hwmodel.errors import DamagedInputError, UsageError
 from search.config import HardwareConfig, SearchConfig, Target
+from search.evaluator import Direct
 from search.run import run_search
 
 
@@ -20,7 +21,7 @@ def start(space, cost_model, bounds, evaluator, tmp_path):
             space=space,
             model=cost_model,
             config=SearchConfig(**({"targets": targets, "evaluations": 90, "population": 15} | settings)),
-            evaluator=measure,
+            evaluator=Direct(measure),
             journal=journal,
             seed=seed,
             progress=silent,

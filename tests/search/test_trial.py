@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from search.trial import ParetoFront, Trial, best_under
 
 
-def trial(latency_ms, accuracy, *, loss=0.0, index=0):
+def trial(latency_ms, accuracy, *, loss=0.0, index=0, kl=None):
     return Trial(
         index=index,
         generation=0,
@@ -14,6 +14,7 @@ def trial(latency_ms, accuracy, *, loss=0.0, index=0):
         val_accuracy=accuracy,
         val_loss=loss,
         latency_ms=latency_ms,
+        val_kl=kl,
     )
 
 
@@ -66,3 +67,14 @@ def test_best_under_ranks_by_accuracy_then_loss_then_latency():
     ]
     assert [t.index for t in best_under(trials, 2, count=3)] == [3, 2, 1]
     assert best_under(trials, 0.5) == []
+
+
+def test_where_there_is_a_divergence_it_ranks():
+    trials = [trial(1, 0.9, kl=0.5, index=0), trial(2, 0.1, kl=0.1, index=1), trial(3, 1.0, kl=0.2, index=2)]
+    assert [t.score for t in trials] == pytest.approx([0.60653, 0.90484, 0.81873], abs=1e-5)
+    assert [t.index for t in best_under(trials, 3, count=3)] == [1, 2, 0]
+    front = ParetoFront.of(trials)
+    assert [t.index for t in front.trials] == [0, 1]
+    assert front.hypervolume(slowest_ms=4) == pytest.approx((0.60653 * 1 + 0.90484 * 2) / 4, abs=1e-5)
+    assert "val_kl" not in trial(1, 0.5).to_dict()
+    assert trials[0].to_dict()["val_kl"] == 0.5
