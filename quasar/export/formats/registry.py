@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from hwmodel.errors import UsageError
 from hwmodel.registry import unknown_name
 from quasar.export.formats.base import Format
+from quasar.export.formats.hls import Hls
 from quasar.export.formats.integer import Integer
 from quasar.export.formats.packed import Packed
 from quasar.export.formats.qdq import Qdq
+from quasar.export.formats.qonnx import Qonnx
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Integer(), Packed())}
+FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Qonnx(), Integer(), Packed(), Hls())}
 
 
 def choose_formats(names: Sequence[str] | None = None) -> tuple[Format, ...]:
