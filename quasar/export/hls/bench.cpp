@@ -36,8 +36,8 @@ template <typename T> static std::vector<T> read_file(const char* path) {
     }
     std::vector<T> content;
     T buffer[4096 / sizeof(T)];
-    size_t count;
-    while ((count = fread(buffer, sizeof(T), 4096 / sizeof(T), file))) content.insert(content.end(), buffer, buffer + count);
+    while (const size_t count = fread(buffer, sizeof(T), 4096 / sizeof(T), file))
+        content.insert(content.end(), buffer, buffer + count);
     fclose(file);
     return content;
 }
@@ -73,7 +73,8 @@ static uint32_t checksum(const std::vector<int32_t>& values) {
 static int check(const std::vector<int16_t>& logits, const char* path) {
     int wrong = 0;
     for (size_t i = 0; i < tensors.size(); i++) {
-        if (checksum(tensors[i].values) != GOLDEN[i].checksum && !wrong++) printf("first wrong tensor: %s\n", GOLDEN[i].name);
+        if (checksum(tensors[i].values) != GOLDEN[i].checksum && !wrong++)
+            printf("first wrong tensor: %s\n", GOLDEN[i].name);
     }
     const bool equal = read_file<int16_t>(path) == logits;
     printf("%zu tensors, %d wrong; logits of %zu images %s\n", tensors.size(), wrong, logits.size() / CLASSES,

@@ -62,7 +62,7 @@ inline void read_parameters(const Gemm& gemm, const RowTile& tile, const Word* w
 }
 
 /// The bytes of a weight tile in the order of the stream. Keys and values take the same path, as rows of 8 bits;
-/// inputs and rows beyond theirs are zeros.
+/// what lies beyond theirs is zero.
 inline void load_tile(const Gemm& gemm, const RowTile& tile, int k_tile, const Word* weights, const CodeWord* second,
                       uint8_t bytes[TILE_BYTES]) {
 #pragma HLS INLINE off
@@ -107,7 +107,9 @@ inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWor
 #pragma HLS DEPENDENCE variable = sums type = inter false
         Int<9> codes[ARRAY_INPUTS];
         for (int k = 0; k < ARRAY_INPUTS; k++) {
-            const uint8_t byte = activations[k_tile * gemm.tokens + f][k];
+            // Behind the last input there is what another tensor left.
+            const bool inside = k_tile * ARRAY_INPUTS + k < gemm.inputs;
+            const uint8_t byte = inside ? activations[k_tile * gemm.tokens + f][k] : 0;
             codes[k] = gemm.operand == VALUES ? Int<9>(byte) : Int<9>(int8_t(byte));  // numerators have no sign
         }
         for (int p = 0; p < ARRAY_ROWS; p++) {
@@ -123,11 +125,13 @@ inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWor
 }
 
 /// The sums of a row tile and the parameters of its rows.
-inline void products(const Gemm& gemm, const RowTile& tile, const Word* weights, const CodeWord* activations,
+inline void products(const Gemm& gemm, int index, const Word* weights, const CodeWord* activations,
                      const CodeWord* second, Parameters& parameters, Int<32> sums[ROWS_LOW][TOKENS]) {
 #pragma HLS INLINE off
+    const RowTile tile = row_tile(gemm, index);
+    const int k_tiles = ceil_div(gemm.inputs, ARRAY_INPUTS);
     read_parameters(gemm, tile, weights, parameters);
-    for (int k_tile = 0; k_tile < ceil_div(gemm.inputs, ARRAY_INPUTS); k_tile++) {
+    for (int k_tile = 0; k_tile < k_tiles; k_tile++) {
 #pragma HLS DATAFLOW
         uint8_t bytes[TILE_BYTES];
 #pragma HLS ARRAY_PARTITION variable = bytes complete
@@ -158,10 +162,11 @@ struct Segment {
 };
 
 /// Codes of all sums of a row tile, up to LANES of one token in each cycle.
-inline void drain(const Gemm& gemm, const RowTile& tile, const Parameters& parameters,
-                  const Int<32> sums[ROWS_LOW][TOKENS], const uint8_t* channels, const uint8_t* table,
-                  const TokenFactors& factors, CodeWord* results, WideWord* wide) {
+inline void drain(const Gemm& gemm, int index, const Parameters& parameters, const Int<32> sums[ROWS_LOW][TOKENS],
+                  const uint8_t* channels, const uint8_t* table, const TokenFactors& factors, CodeWord* results,
+                  WideWord* wide) {
 #pragma HLS INLINE off
+    const RowTile tile = row_tile(gemm, index);
     Segment segments[ROWS_LOW];
     int count = 0, before = 0;
     for (int row = 0; row < tile.rows; row++) {
@@ -223,12 +228,14 @@ inline void run_gemm(const Gemm& gemm, const Word* weights, CodeWord* activation
     const int tiles = ceil_div(gemm.rows_high, ROWS_HIGH) + ceil_div(gemm.rows_low, ROWS_LOW);
     for (int index = 0; index < tiles; index++) {
 #pragma HLS DATAFLOW
-        const RowTile tile = row_tile(gemm, index);
         Parameters parameters;
+#pragma HLS ARRAY_PARTITION variable = parameters.bias complete
+#pragma HLS ARRAY_PARTITION variable = parameters.mantissa complete
+#pragma HLS ARRAY_PARTITION variable = parameters.shift complete
         Int<32> sums[ROWS_LOW][TOKENS];
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
-        products(gemm, tile, weights, activations, second, parameters, sums);
-        drain(gemm, tile, parameters, sums, channels, table, factors, results, wide);
+        products(gemm, index, weights, activations, second, parameters, sums);
+        drain(gemm, index, parameters, sums, channels, table, factors, results, wide);
     }
 #ifndef __SYNTHESIS__
     trace(gemm.wide ? "int16" : "int8", gemm.tokens, rows, [&](int f, int row) {

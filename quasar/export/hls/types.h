@@ -54,8 +54,8 @@ inline uint32_t little32(const uint8_t* bytes) { return little16(bytes) | uint32
 
 /// Every buffer has words of one code for each input of the array. Channel c of token f of a tensor lies in word
 /// (c / ARRAY_INPUTS) * pitch + f, where the pitch is the number of tokens: the order in which the array reads.
-typedef uint8_t CodeWord[ARRAY_INPUTS];
-typedef int16_t WideWord[ARRAY_INPUTS];
+using CodeWord = uint8_t[ARRAY_INPUTS];
+using WideWord = int16_t[ARRAY_INPUTS];
 
 /// Requantization factors of tokens, which a softmax gives: mantissa * 2^-shift.
 struct TokenFactors {

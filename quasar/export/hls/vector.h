@@ -1,4 +1,6 @@
-// The vector unit: LayerNorm, softmax with deferred normalisation, and the residual addition, row by row.
+// The vector unit: LayerNorm, softmax with deferred normalisation, and the residual addition.
+//
+// Each takes one pass over all rows after the other, so that the division and the root of a row wait for no other.
 #pragma once
 #include "descriptors_layout.h"
 #include "trace.h"
@@ -11,6 +13,7 @@ constexpr int NORM_GROUP_BYTES = whole(6 * VECTOR_LANES, BEAT_BYTES);  // gain i
 inline int leading_zeros(Int<64> value, int bits) {
     int zeros = 0;
     for (int bit = 0; bit < bits; bit++) {
+#pragma HLS UNROLL
         if (value >> bit) zeros = bits - 1 - bit;
     }
     return zeros;
@@ -20,6 +23,7 @@ inline int leading_zeros(Int<64> value, int bits) {
 inline Int<27> integer_root(Int<53> value) {
     Int<53> root = 0;
     for (int bit = ROOT_BITS - 1; bit >= 0; bit--) {
+#pragma HLS UNROLL
         const Int<53> more = root + (Int<53>(1) << bit);
         if (more * more <= value) root = more;
     }
@@ -45,25 +49,33 @@ inline void run_layernorm(const LayerNorm& norm, const Word* weights, const Wide
             parameters.bias[group * VECTOR_LANES + lane] = int32_t(little32(bytes + 6 * lane + 2));
         }
     }
+    Int<64> total[TOKENS], squares[TOKENS], mean[TOKENS], inverse[TOKENS];
+    int shift[TOKENS];
     for (int f = 0; f < norm.tokens; f++) {
-        Int<64> total = 0, squares = 0;
+        total[f] = squares[f] = 0;
         for (int c = 0; c < WIDTH; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
             const Int<32> x = stream[c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS];
-            total += x;
-            squares += x * x;
+            total[f] += x;
+            squares[f] += x * x;
         }
-        const Int<64> root = integer_root(WIDTH * squares - total * total + Int<64>(norm.epsilon));
-        const Int<64> mean = rounding_shift(total * norm.mean_factor, norm.mean_shift);
+    }
+    for (int f = 0; f < norm.tokens; f++) {
+#pragma HLS PIPELINE
+        const Int<64> root = integer_root(WIDTH * squares[f] - total[f] * total[f] + Int<64>(norm.epsilon));
         const int z = leading_zeros(root, ROOT_BITS), zn = leading_zeros(WIDTH, WIDTH_BITS);
-        const Int<64> inverse = (Int<64>(WIDTH) << (zn + 31)) / (root << z);
+        mean[f] = rounding_shift(total[f] * norm.mean_factor, norm.mean_shift);
+        inverse[f] = (Int<64>(WIDTH) << (zn + 31)) / (root << z);
+        shift[f] = 27 + zn - z;
+    }
+    for (int f = 0; f < norm.tokens; f++) {
         for (int c = 0; c < WIDTH; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
             const Int<64> x = stream[c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS];
-            const Int<64> centred = x * (1 << MEAN_FRACTION_BITS) - mean;
-            const Int<64> zeta = clipped(rounding_shift(centred * inverse, 27 + zn - z), -131072, 131071);
+            const Int<64> centred = x * (1 << MEAN_FRACTION_BITS) - mean[f];
+            const Int<64> zeta = clipped(rounding_shift(centred * inverse[f], shift[f]), -131072, 131071);
             const Int<64> scaled = rounding_shift(zeta * parameters.gain[c] + parameters.bias[c], norm.out_shift);
             activations[c / ARRAY_INPUTS * norm.tokens + f][c % ARRAY_INPUTS] = uint8_t(clipped(scaled, -127, 127));
         }
@@ -81,27 +93,34 @@ inline void run_softmax(const Softmax& softmax, const Word* weights, const CodeW
 #pragma HLS INLINE off
     uint8_t table[256];
     read_words(weights + softmax.table, 256 / WORD_BYTES, table);
+    int most[TOKENS];
+    Int<64> sum[TOKENS];
     for (int f = 0; f < TOKENS; f++) {
-        int most = -128;
+        most[f] = -128;
         for (int c = 0; c < TOKENS; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
             const int score = int8_t(results[softmax.source + c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS]);
-            if (score > most) most = score;
+            if (score > most[f]) most[f] = score;
         }
-        Int<64> sum = 0;
+    }
+    for (int f = 0; f < TOKENS; f++) {
+        sum[f] = 0;
         for (int c = 0; c < TOKENS; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
             const int word = c / ARRAY_INPUTS * TOKENS + f;
-            const uint8_t numerator = table[most - int8_t(results[softmax.source + word][c % ARRAY_INPUTS])];
+            const uint8_t numerator = table[most[f] - int8_t(results[softmax.source + word][c % ARRAY_INPUTS])];
             activations[word][c % ARRAY_INPUTS] = numerator;
-            sum += numerator;
+            sum[f] += numerator;
         }
-        const int z = leading_zeros(sum, SUM_BITS);
-        const Int<64> g = (Int<64>(softmax.numerator) << SUM_BITS) / (sum << z);
-        const bool large = g >> 16;
-        factors.mantissa[f] = large ? g >> 1 : g;
+    }
+    for (int f = 0; f < TOKENS; f++) {
+#pragma HLS PIPELINE
+        const int z = leading_zeros(sum[f], SUM_BITS);
+        const Int<64> g = (Int<64>(softmax.numerator) << SUM_BITS) / (sum[f] << z);
+        const bool large = g >= 1 << 16;
+        factors.mantissa[f] = large ? Int<64>(g >> 1) : g;
         factors.shift[f] = softmax.exponent + 24 - z - large;
     }
 #ifndef __SYNTHESIS__
