@@ -154,9 +154,14 @@ class SubnetViT(nn.Module):
 
     def forward(self, x_BCHW: Tensor, observer: Observer | None = None) -> Tensor:
         """Logits (B, num_classes) for normalised images, which are resized to the subnet's image size."""
-        quantizer = self.sites.quantizer(observer)
+        x_BTD = self.encode(x_BCHW, observer)
+        x_BD = self.sites.quantizer(observer)("norm", self.norm.active()(x_BTD[:, 0]))
+        return self.head.active()(x_BD)
+
+    def encode(self, x_BCHW: Tensor, observer: Observer | None = None) -> Tensor:
+        """The residual stream (B, T, D) after the last block, for the same images."""
         x_BTD = functional.embed_patches(
-            quantizer("image", functional.resize_images(x_BCHW, self.subnet.image_size)),
+            self.sites.quantizer(observer)("image", functional.resize_images(x_BCHW, self.subnet.image_size)),
             self.patch_embed.active(),
             self.cls_token,
             self.position,
@@ -164,8 +169,7 @@ class SubnetViT(nn.Module):
         )
         for block in self.blocks:
             x_BTD = block(x_BTD, observer)
-        x_BD = quantizer("norm", self.norm.active()(x_BTD[:, 0]))
-        return self.head.active()(x_BD)
+        return x_BTD
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> None:
         """Loads a state dict, strictly; raises `DamagedInputError` naming `source` and the first wrong tensor."""

@@ -91,7 +91,7 @@ class QonnxBuilder(GraphBuilder):
         ):
             if not chosen.any():
                 continue
-            part = f"{name}.{label}"
+            part = name if chosen.all() else f"{name}.{label}"
             weight, scale = _dequantized(linear, chosen)
             weight_name = self.constant(f"{part}.weight", np.ascontiguousarray(weight.T))
             rows = self.quant(weight_name, scale[None], bits=bits, name=f"{part}.weight_quant")
@@ -101,8 +101,9 @@ class QonnxBuilder(GraphBuilder):
             return parts[0]
         if groups > 1:
             parts = [self.reshape(part, (1, *tokens, groups, -1), name=f"{part}.groups") for part in parts]
-        joined = self.op("Concat", *parts, name=f"{name}.joined", axis=-1)
-        return self.reshape(joined, (1, *tokens, plan.rows), name=name) if groups > 1 else joined
+            joined = self.op("Concat", *parts, name=f"{name}.joined", axis=-1)
+            return self.reshape(joined, (1, *tokens, plan.rows), name=name)
+        return self.op("Concat", *parts, name=name, axis=-1)
 
     def patches(self, x: str, linear: QuantLinear, site: Site, subnet: Subnet, *, name: str) -> str:
         """Images (1, C, S, S) to embedded patches (1, patches, channels); all rows are at high precision."""
