@@ -10,8 +10,8 @@ between the nodes are the values, not the codes. The rest is standard ONNX.
   qonnx and its consumers take a single bit width for each Quant node. Of qkv, whose high rows lead each group of rows,
   the outputs are joined group by group, which restores their order. The patch embedding is a Conv.
 * A bias is rounded to 32 bits in units of its accumulator, `row scale * input scale`.
-* The batch is 1 and all shapes are static, as is usual in QONNX; every Reshape has the batch in front, where
-  qonnx's ChangeBatchSize changes it.
+* The batch is 1 and all shapes are static and in the file, as is usual in QONNX; every Reshape has the batch in front,
+  where qonnx's ChangeBatchSize changes it.
 
 The dialect is what brevitas 0.13 writes: the domain, attributes, scalar zero points and bit widths. Its exporter is not
 used, because it traces modules of its own, which the subnet would first have to be copied into (two for each linear),
@@ -171,13 +171,28 @@ def build_qonnx(module: SubnetViT) -> ModelProto:
     first = graph.op("Gather", stream, graph.constant("index.0", np.array(0)), name="cls_token", axis=1)
     features = graph.at_site(graph.norm(first, module.norm, name="norm"), site["norm"], name="norm_quant")
     graph.op("Identity", graph.linear(features, module.head, site["norm"], name="head", tokens=()), name="logits")
-    return graph.model(
+    model = graph.model(
         name=f"quasar-qonnx-{subnet.digest}",
         inputs={"images": (1, subnet.in_chans, subnet.image_size, subnet.image_size)},
         outputs={"logits": (1, subnet.num_classes)},
         metadata={"producer": "quasar", "subnet": subnet.digest},
         domains={DOMAIN: DOMAIN_VERSION},
     )
+    add_shapes(model)
+    return model
+
+
+def add_shapes(model: ModelProto) -> None:
+    """Writes the shapes of all tensors into a model, for readers that cannot infer those of Quant nodes."""
+    onnx = require("onnx")
+    standard = type(model)()
+    standard.CopyFrom(model)
+    for node in standard.graph.node:
+        if node.domain == DOMAIN:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:], node.attribute[:]
+    inferred = onnx.shape_inference.infer_shapes(standard, check_type=True, strict_mode=True, data_prop=True)
+    model.graph.value_info.extend(inferred.graph.value_info)
 
 
 def run_qonnx(model: ModelProto, images_BCHW: FloatArray) -> FloatArray:

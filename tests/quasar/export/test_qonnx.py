@@ -245,6 +245,18 @@ def test_says_what_it_is(make_module, subnets):
     assert kinds[DOMAIN] == len(quant_nodes(model))
 
 
+def test_the_shapes_of_all_tensors_are_in_the_file(make_module, subnets):
+    model = build_qonnx(make_module(subnets[0], images=8)[0])
+    shapes = {
+        info.name: tuple(size.dim_value for size in info.type.tensor_type.shape.dim) for info in model.graph.value_info
+    }
+    assert shapes.keys() | {"logits"} == {node.output[0] for node in model.graph.node}
+    assert all(all(shape) for shape in shapes.values())
+    subnet, block = subnets[0], subnets[0].blocks[0]
+    assert shapes["blocks.0.softmax"] == (1, block.num_heads, subnet.tokens, subnet.tokens)
+    assert shapes["blocks.0.fc1_quant"] == (1, subnet.tokens, round(block.mlp_ratio * subnet.embed_dim))
+
+
 def test_other_operators_are_refused_by_name(make_module, subnets):
     module, _ = make_module(subnets[0], images=8)
     block = dataclasses.replace(module.subnet.blocks[-1], operator="conv")
