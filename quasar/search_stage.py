@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,9 @@ from search.limits import costs_function
 from search.measurer import Measurer, float_reference
 from search.racing import racing_of
 from search.run import Ledger, SearchResult, run_search
+from search.study import Study
 from search.trial import Trial
+from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split
 from supernet.evaluate import Evaluation, evaluate, evaluate_integer
 from supernet.integer_vit import IntegerViT, find_ranges
@@ -67,9 +71,10 @@ def search_stage(
         batch_size=config.search.batch_size,
         signal=config.search.signal,
     )
+    study = _study(config, checkpoint, val_split)
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
-        run.remove("search", "export", "report")
+        run.remove("search", "finetune", "export", "report")
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     started = time.monotonic()
     evaluator = build_evaluator(config.search, supernet, val_split, cache)
@@ -83,6 +88,7 @@ def search_stage(
             seed=config.seed,
             progress=progress,
             shared=config.hardware.accelerator == "shared",
+            observe=None if study is None else study.add,
         )
     if not run.timing.exists():  # a finished search that is only reported anew keeps its time
         write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
@@ -96,6 +102,22 @@ def search_stage(
     if not any_feasible(front):
         raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
     return front
+
+
+def _study(config: RunConfig, checkpoint: Checkpoint, val_split: Split) -> Study | None:
+    """Where the configuration wants a copy of all measured subnets; errors of `Study`."""
+    wanted = config.search.study
+    if wanted is None:
+        return None
+    hardware = json.dumps([asdict(config.hardware), asdict(config.search.limits)], sort_keys=True)
+    belongs = {
+        "space": config.space.digest,
+        "supernet": checkpoint.digest,
+        "validation split": val_split.digest,
+        "hardware": hashlib.sha256(hardware.encode()).hexdigest()[:16],
+        "search.signal": config.search.signal,
+    }
+    return Study(wanted.storage, wanted.name or config.name, space=config.space, belongs=belongs)
 
 
 def build_evaluator(
@@ -285,6 +307,6 @@ def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     if started and not (resume or overwrite):
         raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")
     # These only add to a result: the search asks for the same subnets and finds them in its journal.
-    changed = [key for key in changed if key not in ("search.top", "search.baselines")]
+    changed = [key for key in changed if not key.startswith(("search.top", "search.baselines", "search.study"))]
     if resume and started and changed:
         raise UsageError(f"{run.path}: cannot resume: {changed[0]} differs from the started search; use --overwrite")

@@ -122,6 +122,25 @@ class RacingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """An Optuna study that gets a copy of all measured subnets, see `search.study`.
+
+    `storage` is a database URL such as sqlite:///studies.db, or the path of a journal file; `name` is the study's, by
+    default that of the run.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    storage: str
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("storage", "name"):
+            if getattr(self, key) == "":
+                raise ValueError(f"study: {key} must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """A search for the best subnet under each target.
 
@@ -131,7 +150,7 @@ class SearchConfig:
     `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
     `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
     `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
-    Without `racing`, every subnet is measured on the whole validation split.
+    Without `racing`, every subnet is measured on the whole validation split. `study` is for optuna-dashboard.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -148,6 +167,7 @@ class SearchConfig:
     limits: Limits = Limits()
     top: int = 1
     baselines: bool = False
+    study: StudyConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -79,6 +79,7 @@ def run_search(
     seed: int,
     progress: Progress,
     shared: bool = False,
+    observe: Callable[[Sequence[Trial]], None] | None = None,
 ) -> SearchResult:
     """Searches `space` for the best subnet under each target.
 
@@ -90,6 +91,7 @@ def run_search(
         evaluator: measures subnets on the validation split, against the best ones so far where it lets them race.
         journal: JSONL file to which trials are appended; those already in it are reused.
         shared: with the best accelerator for each subnet, find one for all targets on the way: see `search.sharing`.
+        observe: is given the trials of each generation, as measured by then, on the hardware of the result.
 
     Raises:
         UsageError: an unknown algorithm.
@@ -103,7 +105,10 @@ def run_search(
     if part.limits_ms:
         ledger = Ledger(space, evaluator, journal)
         budget = -(-config.evaluations // 2) if shared else config.evaluations
-        found = part.run(build, ledger, budget, known=[], rng=np.random.default_rng(seed), progress=progress)
+        rng = np.random.default_rng(seed)
+        found = part.run(
+            build, ledger, budget, known=[], rng=rng, progress=progress, observe=None if shared else observe
+        )
         if shared:
             assert isinstance(model, AdaptiveCostModel)
             part = _Part.of(space, shared_model(space, model, found.trials, config.limits, part.limits_ms), config)
@@ -112,7 +117,11 @@ def run_search(
             rng = np.random.default_rng((seed, 1))
             found = dataclasses.replace(found, trials=known)
             if part.limits_ms:
-                found = part.run(build, ledger, config.evaluations, known=known, rng=rng, progress=progress)
+                if observe is not None:
+                    observe(known)
+                found = part.run(
+                    build, ledger, config.evaluations, known=known, rng=rng, progress=progress, observe=observe
+                )
             ledger.set_latencies(found.trials)
         found = dataclasses.replace(found, trials=part.with_finalists(found.trials, ledger))
     trials = within_limits(space, part.model, found.trials, config.limits) if shared else found.trials
@@ -164,6 +173,7 @@ class _Part:
         known: list[Trial],
         rng: np.random.Generator,
         progress: Progress,
+        observe: Callable[[Sequence[Trial]], None] | None,
     ) -> _Found:
         """Goes on from the known trials until there are `evaluations`, or the algorithm finds no more."""
         config = self.config
@@ -205,6 +215,8 @@ class _Part:
                 self._lead(leaders, trial)
                 progress(len(trials), config.evaluations, _summary(leaders))
             algorithm.tell(trials[told:])
+            if observe is not None:
+                observe(trials[told:])
             generation += 1
         return _Found(trials=trials, report=algorithm.report(), stopped=stopped)
 
