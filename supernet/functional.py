@@ -13,28 +13,35 @@ a zero point; see `ActivationSites` for what it means in integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from supernet.quantize import SMALLEST_SCALE, fake_quantize, qmax
+from supernet.quantize import SMALLEST_SCALE, fake_quantize, qmax, quantize
 
 #: quantizes at a named site of the group at hand
 Quantizer = Callable[[str, Tensor], Tensor]
 
 
 class Linear(NamedTuple):
-    """A linear's effective (dequantized) weight (rows, inputs) and bias (rows,)."""
+    """A linear's effective (dequantized) weight (rows, inputs) and bias (rows,).
+
+    With a `scale` (rows,), the weight holds codes, int8, and so does what it is called with (`ActivationSites.coder`).
+    """
 
     weight: Tensor
     bias: Tensor
+    scale: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`x @ weight.T + bias`."""
-        return F.linear(x, self.weight, self.bias)
+        """`x @ weight.T + bias`; of codes `scale * (x @ weight.T) + bias` in float32, where the product is exact."""
+        if self.scale is None:
+            return F.linear(x, self.weight, self.bias)
+        product = torch._int_mm(x.reshape(-1, x.shape[-1]), self.weight.T)
+        return torch.addcmul(self.bias, product, self.scale).reshape(*x.shape[:-1], -1)
 
 
 class Norm(NamedTuple):
@@ -134,6 +141,10 @@ class ActivationSites(nn.Module):
         """The scale of each site by name."""
         return dict(zip(self.names, self._scale_in_use().unbind(), strict=True))
 
+    def zero_points(self) -> dict[str, Tensor]:
+        """The zero point of each site by name, whole numbers; 0 at symmetric sites."""
+        return {name: self._zero_point_in_use(index) for index, name in enumerate(self.names)}
+
     def learn_scale(self) -> None:
         """Makes the scales learned, from what they are now."""
         self.log_gain = nn.Parameter(torch.zeros_like(self.scale))
@@ -201,6 +212,20 @@ class ActivationSites(nn.Module):
             return fake_quantize(x, scales[index], self.limit - zero, -self.limit - 1 - zero)
 
         return quantize_at
+
+    def coder(self, coded: Collection[str]) -> Quantizer:
+        """As `quantizer`, but at the sites `coded` it gives codes, int8, with the zero point in them."""
+        values, scales = self.quantizer(None), self.scales()
+        zero_points = {name: zero.item() for name, zero in self.zero_points().items() if name in coded}
+
+        def code_at(site: str, x: Tensor) -> Tensor:
+            if site not in coded:
+                return values(site, x)
+            zero, lowest = zero_points[site], -self.limit - self.asymmetric[self.names.index(site)]
+            codes = quantize(x, scales[site], self.limit - zero, lowest - zero)
+            return (codes.add_(zero) if zero else codes).to(torch.int8)
+
+        return code_at
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Files from before there were zero points: all sites were symmetric.

@@ -1,35 +1,60 @@
 """The subnets of a supernet whose weights change no more, none of which quantizes anything again.
 
 Every linear is quantized once, at both precisions, when a subnet first needs it; what a subnet has of it are slices of
-these two stores. They hold `code * scale`, since that is what a product reads: stores of codes would be a quarter as
-large, and would be multiplied by their scales again for every subnet. So they take twice the memory of the weights. A
-slice with all inputs whose rows have one precision is a view; others are copied, since products of strided matrices may
-be summed in another order. Outputs are those of `supernet.standalone.extract`, bit for bit.
+these two stores. A batch is run in pieces whose activations a CPU finds in its cache again.
+
+In float32 the stores hold `code * scale`, since that is what a product reads. So they take twice the memory of the
+weights. A slice with all inputs whose rows have one precision is a view; others are copied, since products of strided
+matrices may be summed in another order. Outputs are those of `supernet.standalone.extract`, bit for bit, as long as the
+matrix products of a machine do not depend on how many rows they have.
+
+With integer products the stores hold codes, and activations are codes where a block's linears read them:
+
+    y = s_x * s_w * (sum_k w_k q_k - z * sum_k w_k) + b      w, q: int8; z: the zero point; s_w, b: of the row
+
+The sums are exact, as they are in hardware. Only the order in which scales are multiplied differs from float32, so here
+and there a value comes to lie on the other side of a rounding. It takes a quarter of the time of the products on CPUs
+that have instructions for it. The patches' convolution, attention's products and the head stay in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from supernet import functional
-from supernet.plan import head_plan, patch_plan
-from supernet.subnet import Subnet
-from supernet.vit import ElasticBlock, QuantizedOnce, SupernetViT
+from supernet.plan import head_plan, mlp_plan, patch_plan
+from supernet.subnet import BlockChoice, Subnet, hidden_units
+from supernet.vit import CodesOnce, ElasticAttention, ElasticBlock, QuantizedOnce, SupernetViT
 
 #: logits (B, num_classes) of normalised images (B, C, H, W)
 Network = Callable[[Tensor], Tensor]
+#: values in the largest activation of a piece of a batch: 2 MB of float32
+_PIECE = 1 << 19
+#: what a CPU needs for products of int8 to be fast, and exact: older instructions saturate sums of 16 bits
+_INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def has_integer_products(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of int8 fast and exactly."""
+    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in _INT8_INSTRUCTIONS)
 
 
 class Stores:
-    """Serves the subnets of `supernet`, whose weights and scales must stay as they are from now on."""
+    """Serves the subnets of `supernet`, whose weights and scales must stay as they are from now on.
 
-    def __init__(self, supernet: SupernetViT) -> None:
+    Args:
+        integer: the products are those of codes; only where the device `has_integer_products`.
+    """
+
+    def __init__(self, supernet: SupernetViT, *, integer: bool = False) -> None:
         self._supernet = supernet
         self._quantized = QuantizedOnce()
+        self._codes = CodesOnce() if integer else None
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +70,7 @@ class Stores:
         patch_embed = weights(supernet.patch_embed, patch_plan(subnet), scales["image"])
         position = functional.resize_position(supernet.position, subnet.image_size // subnet.patch_size)[:, :width]
         blocks = [
-            cast(ElasticBlock, module).of(subnet, block, None, weights=weights, drop_path_2B=None)
+            self._block(cast(ElasticBlock, module), subnet, block)
             for module, block in zip(supernet.blocks, subnet.blocks, strict=False)
         ]
         norm = supernet.norm.active(width)
@@ -63,4 +88,27 @@ class Stores:
                 x_BTD = block(x_BTD)
             return head(stem("norm", norm(x_BTD[:, 0])))
 
-        return logits
+        if self.device.type != "cpu":
+            return logits
+        images = _images_in_piece(subnet)
+        return lambda x_BCHW: torch.cat([logits(piece) for piece in torch.split(x_BCHW, images)])
+
+    def _block(self, module: ElasticBlock, subnet: Subnet, block: BlockChoice) -> Callable[[Tensor], Tensor]:
+        if self._codes is None:
+            return module.of(subnet, block, None, weights=self._quantized, drop_path_2B=None)
+        mixer = cast(ElasticAttention, module.mixers[block.operator])
+        weights = self._codes.weights(module.sites.zero_points() | mixer.sites.zero_points())
+        coded = {plan.site for plans in (mixer.plan(subnet, block), mlp_plan(subnet, block)) for plan in plans.values()}
+        return partial(
+            module.of(subnet, block, None, weights=weights, drop_path_2B=None),
+            quantizer=module.sites.coder(coded),
+            mixer_quantizer=mixer.sites.coder(coded),
+        )
+
+
+def _images_in_piece(subnet: Subnet) -> int:
+    widest = max(
+        max(int(hidden_units(block.mlp_ratio, subnet.embed_dim)), 3 * block.num_heads * subnet.head_dim)
+        for block in subnet.blocks
+    )
+    return max(1, _PIECE // (subnet.tokens * widest))

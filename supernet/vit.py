@@ -16,7 +16,7 @@ small, which lets deep and shallow subnets share weights. In hardware they fold 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
 import torch
@@ -175,6 +175,32 @@ class QuantizedOnce:
         return Linear(weight, round_bias(linear.bias[:n], scale, input_scale))
 
 
+class CodesOnce:
+    """As `QuantizedOnce`, but linears multiply codes; for subnets whose weights change no more.
+
+    A linear's input has the codes of `ActivationSites.coder`, with the zero point of its site in them, which the bias
+    takes away again.
+    """
+
+    def __init__(self) -> None:
+        self._stores: dict[ElasticLinear, tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def weights(self, zero_points: Mapping[str, Tensor]) -> Weights:
+        """The weights of linears whose inputs have these zero points, by site."""
+
+        def linear_of(linear: ElasticLinear, plan: LinearPlan, input_scale: Tensor) -> Linear:
+            if linear not in self._stores:
+                self._stores[linear] = (*linear.stores(), linear.scales())
+            high, low, scales = self._stores[linear]
+            codes = _rows(plan, high[:, : plan.inputs], low[:, : plan.inputs]).contiguous()
+            scale = _rows(plan, *scales)
+            bias = round_bias(linear.bias[: plan.rows], scale, input_scale)
+            shift = zero_points[plan.site] * codes.sum(dim=1, dtype=torch.int32)
+            return Linear(codes, bias - shift * (scale * input_scale), scale * input_scale)
+
+        return linear_of
+
+
 def _rows(plan: LinearPlan, high: Tensor, low: Tensor) -> Tensor:
     """The active rows, each from the tensor of its precision: (rows, ...) of two tensors with as many rows or more."""
     n = plan.rows
@@ -204,7 +230,8 @@ class ElasticAttention(nn.Module):
 
     A token mixer is a module of `ElasticLinear`s with an attribute `sites` and, independent of any instance,
     `site_names`, `plan` (which slices a block uses) and `mix` (the operator on effective weights). An extracted
-    block needs only those: it runs `mix` on its own linears.
+    block needs only those: it runs `mix` on its own linears. What `mix` gives a linear is what the quantizer gave it at
+    the site of that linear, in another shape at most: both may be codes.
     """
 
     site_names = functional.ATTENTION_SITES
@@ -276,7 +303,7 @@ class ElasticBlock(nn.Module):
         *,
         weights: Weights,
         drop_path_2B: Tensor | None,
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> functools.partial[Tensor]:
         """The block as it is in a subnet: a function of the residual stream that has its weights already."""
         width = subnet.embed_dim
         mixer = cast(ElasticAttention, self.mixers[block.operator])
