@@ -281,9 +281,9 @@ def test_weights_quantized_once_are_those_of_each_subnet_bit_for_bit(make_space,
 def test_unquantized_weights_are_slices(space, supernet):
     subnet = space.smallest()
     plan = patch_plan(subnet)
-    weight, bias = unquantized(supernet.patch_embed, plan, torch.tensor(0.1))
-    assert torch.equal(weight, supernet.patch_embed.weight[: plan.rows, : plan.inputs])
-    assert torch.equal(bias, supernet.patch_embed.bias[: plan.rows])
+    linear = unquantized(supernet.patch_embed, plan, torch.tensor(0.1))
+    assert torch.equal(linear.weight, supernet.patch_embed.weight[: plan.rows, : plan.inputs])
+    assert torch.equal(linear.bias, supernet.patch_embed.bias[: plan.rows])
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
