@@ -100,11 +100,14 @@ inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWor
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 0
     for (int p = 0; p < ARRAY_ROWS; p++) {
 #pragma HLS UNROLL
-        for (int k = 0; k < ARRAY_INPUTS; k++) weights[p][k] = packed_codes(bytes, high, p, k);
+        for (int k = 0; k < ARRAY_INPUTS; k++) {
+#pragma HLS UNROLL
+            weights[p][k] = packed_codes(bytes, high, p, k);
+        }
     }
     for (int f = 0; f < gemm.tokens; f++) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS DEPENDENCE variable = sums type = inter false
+#pragma HLS DEPENDENCE variable = sums type = inter dependent = false
         Int<9> codes[ARRAY_INPUTS];
         for (int k = 0; k < ARRAY_INPUTS; k++) {
             // Behind the last input there is what another tensor left.
