@@ -298,6 +298,15 @@ def compare(
 def export(
     run: Run,
     *,
+    subnet: Annotated[
+        str | None,
+        typer.Option(
+            help="Export this subnet instead: max, min, a target's folder name such as latency-0.2ms, or a subnet file."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder name of the bundle of --subnet.", show_default="that of the subnet")
+    ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -310,15 +319,30 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Export the subnet that the search chose for each target."""
+    """Export the subnet that the search chose for each target, or with --subnet any other subnet of the space."""
     from quasar.run_folder import RunFolder
 
+    if name is not None and subnet is None:
+        raise UsageError("--name is for the bundle of --subnet; those of the targets have their names")
     folder = RunFolder(run)
     settings = folder.config()
     from quasar import export_stage, pipeline, summary
 
     chosen = export_stage.named_formats(formats)
     with folder.locked():
+        if subnet is not None:
+            bundle = export_stage.export_subnet(
+                folder,
+                settings,
+                pipeline.open_splits(settings),
+                subnet=subnet,
+                name=name,
+                formats=chosen,
+                overwrite=overwrite,
+            )
+            if not as_json:
+                summary.print_bundle(bundle)
+            return {"bundles": [str(bundle)]}
         front = folder.read_front()
         bundles = export_stage.export_stage(
             folder, settings, pipeline.open_splits(settings), formats=chosen, overwrite=overwrite

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from hwmodel.errors import UsageError
-from hwmodel.registry import unknown_name
 from quasar import pipeline
 from quasar.config import CONFIG_FILE
 from quasar.export.bundle import Bundle, load_bundle
 from quasar.export.manifest import MANIFEST
 from quasar.export.verify import verify_bundle
-from quasar.export_stage import target_folder
 from quasar.progress import stage
 from quasar.run_folder import RunFolder
+from quasar.run_subnets import feasible_targets, known_names, named_subnet
 from supernet.data.splits import Split, open_test, open_train
-from supernet.evaluate import evaluate, probe_subnets
+from supernet.evaluate import evaluate
 from supernet.standalone import extract
-from supernet.subnet import Subnet
 
 
 def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, Any]:
@@ -39,8 +37,8 @@ def evaluate_path(path: Path, *, subnet: str | None, split: str) -> dict[str, An
         run = _run(path)
         config = run.config()
         if subnet is None:
-            raise UsageError(f"{path} is a run folder: say which subnet with --subnet ({', '.join(_known(run))})")
-        label, chosen = subnet, _subnet(run, subnet)
+            raise UsageError(f"{path} is a run folder: say which subnet with --subnet ({', '.join(known_names(run))})")
+        label, chosen = subnet, named_subnet(run, subnet)
         supernet, checkpoint = pipeline.load_supernet(run, config)
         module = extract(supernet, chosen)
         train_split, images = pipeline.open_splits(config)
@@ -57,8 +55,8 @@ def verify_path(path: Path, *, rtl: bool = False) -> dict[str, dict[str, Any]]:
         folders = [path]
     else:
         run = _run(path)
-        folders = [run.export / name for name in _targets(run)]
-        if not any(_is_bundle(folder) for folder in folders):
+        folders = _exported(run)
+        if not folders:
             raise UsageError(f"{path}: has no exported bundles; run `quasar export {path}` first")
     reports = {}
     for folder in folders:
@@ -79,6 +77,13 @@ def _run(path: Path) -> RunFolder:
     return RunFolder(path)
 
 
+def _exported(run: RunFolder) -> list[Path]:
+    """The bundles of a run, those of its targets first; a folder whose name starts with a dot is of a killed export."""
+    found = {item.name: item for item in sorted(run.export.glob("*")) if item.is_dir() and item.name[0] != "."}
+    of_targets = [name for name in feasible_targets(run) if name in found]
+    return [found[name] for name in dict.fromkeys((*of_targets, *found))]
+
+
 def _bundle_split(bundle: Bundle, split: str) -> Split:
     """The split that the bundle was measured on; raises `UsageError` if the data set has changed since."""
     data, size = bundle.config.data, bundle.config.training_image_size
@@ -89,28 +94,3 @@ def _bundle_split(bundle: Bundle, split: str) -> Split:
             "restore the data set, or export again"
         )
     return images
-
-
-def _targets(run: RunFolder) -> dict[str, Subnet]:
-    """The chosen subnets of a run, by the folder name of their target; none before the search."""
-    if not run.front.exists():
-        return {}
-    targets = run.read_front()["targets"]
-    return {
-        target_folder(target): Subnet.from_dict(target["subnet"], source=str(run.front))
-        for target in targets
-        if target["status"] == "ok"
-    }
-
-
-def _known(run: RunFolder) -> list[str]:
-    return ["max", "min", *_targets(run), "a subnet file"]
-
-
-def _subnet(run: RunFolder, name: str) -> Subnet:
-    if Path(name).suffix in (".yaml", ".yml", ".json"):
-        return Subnet.load(Path(name))
-    known = probe_subnets(run.config().space) | _targets(run)
-    if name not in known:
-        raise unknown_name("subnet", name, known)
-    return known[name]

@@ -42,7 +42,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     """The chosen subnet of each target; `bundles` maps the folder names of targets to their bundles."""
-    from quasar.export_stage import target_folder
+    from quasar.run_subnets import target_folder
 
     by_kl = any("val_kl" in target for target in front["targets"])
     columns = ["target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", *(("KL",) if by_kl else ()), "validation", "test"]
@@ -162,6 +162,19 @@ def print_comparison(document: Mapping[str, Any]) -> None:
 def target_label(target: Mapping[str, Any]) -> str:
     """A target of `front.json` as the user gave it."""
     return f"{target['fps']:g} FPS" if target.get("fps") else f"{target['latency_ms']:g} ms"
+
+
+def print_bundle(bundle: Path) -> None:
+    """What was exported, and the next command."""
+    from quasar.export.bundle import load_bundle
+
+    manifest = load_bundle(bundle).manifest
+    accuracies = {"validation": manifest.val_accuracy, "test": manifest.test_accuracy}
+    measured = ", ".join(f"{split} {share:.2%}" for split, share in accuracies.items() if share is not None)
+    print(f"subnet:  {manifest.subnet_digest}, {manifest.cost['latency_ms']:.4g} ms on {manifest.device}, {measured}")
+    print(f"forms:   {', '.join(manifest.formats)} ({_sizes(bundle)})")
+    print(f"export:  {bundle}")
+    print(f"next:    {program()} verify {bundle}")
 
 
 def _sizes(bundle: Path) -> str:

@@ -79,7 +79,7 @@ def write_bundle(
     folder = folder.absolute()
     if folder.exists():
         if not overwrite:
-            raise UsageError(f"{folder}: exists already; choose another folder or allow to overwrite it")
+            raise UsageError(f"{folder}: exists already; replace it with --overwrite, or choose another folder")
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder}: is no bundle (it has no {MANIFEST}), so it is not overwritten")
     contents = _contents(Source.of(module, info, images), choose_formats() if formats is None else formats)

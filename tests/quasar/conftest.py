@@ -226,3 +226,18 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def contents():
     """All files under a folder by path, but for the lock, which belongs to the last process that held it."""
     return _contents
+
+
+@pytest.fixture
+def refused(cli, here, contents):
+    """Runs a command that must fail with `code` and change nothing; gives the one line on stderr."""
+
+    def run(code, *arguments):
+        before = contents(here)
+        result = cli(*arguments)
+        assert result.code == code, result
+        assert result.out == ""
+        assert contents(here) == before
+        return result.error
+
+    return run

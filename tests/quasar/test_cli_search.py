@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwmodel.errors import UsageError
-from quasar.export_stage import target_folder
+from quasar.run_subnets import target_folder
 from search.config import SearchConfig, Target
 
 

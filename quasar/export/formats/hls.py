@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hwmodel.device import load_device
-from quasar.export.checks import Batch, Begin, Inspection, Subject, Verdict
+from quasar.export.checks import Batch, Begin, Subject, Verdict
 from quasar.export.hls_kernel import hls_files
 from quasar.export.hls_run import build_hls
 from quasar.export.source import Source
