@@ -29,16 +29,11 @@ MANIFEST, CONFIG, WEIGHTS, VECTORS, SUBNET, COST, CARD = (
 CORE_FILES = (CONFIG, WEIGHTS, VECTORS, SUBNET, COST, CARD)
 #: in the package, beside this module
 MANIFEST_SCHEMA = "manifest.schema.json"
-#: the name under which timm makes the network of a bundle
-TIMM_ARCHITECTURE = "quasar_vit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimmConfig:
-    """What timm calls `pretrained_cfg`: how images become the network's input.
-
-    A bundle is a folder that timm takes as `local-dir:<folder>`, so its names are timm's.
-    """
+    """What timm calls `pretrained_cfg`, see `quasar.export.timm_config`; it takes a bundle as `local-dir:<folder>`."""
 
     __pydantic_config__ = {"extra": "forbid"}
 

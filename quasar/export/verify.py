@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 
@@ -131,6 +132,7 @@ def _all_checks(bundle: Bundle) -> dict[str, Begin]:
         "schema": _check_schema,
         "golden vectors": _check_vectors,
         "integer top-1": _integer_accuracy,
+        "timm module": _TimmModule,
     }
     for name, form in FORMATS.items():
         absent = partial(_absent, name)
@@ -168,6 +170,31 @@ def _check_vectors(subject: Subject) -> Verdict:
 def _integer_accuracy(subject: Subject) -> Inspection:
     scale = subject.network.logit_scale
     return Accuracy(lambda batch: batch.logits * scale, images=TOLERATED_IMAGES, prefix="integer")
+
+
+class _TimmModule:
+    """Inspection: whether timm makes the extracted subnet of the folder, bit for bit."""
+
+    def __init__(self, subject: Subject) -> None:
+        import quasar.timm_model  # noqa: F401  (registers it)
+
+        self._module = timm.create_model(f"local-dir:{subject.bundle.folder}")
+        self._tally = Tally()
+
+    def see(self, batch: Batch) -> None:
+        """Runs it."""
+        logits = self._module(torch.from_numpy(batch.images)).numpy()
+        self._tally.add(logits, batch.labels, batch.outputs)
+
+    def verdict(self) -> Verdict:
+        """Whether all logits are equal."""
+        tally = self._tally
+        return Verdict(
+            status="passed" if tally.equal == tally.images else "FAILED",
+            detail=f"timm.create_model gives the logits of the extracted subnet for {tally.equal:,} of "
+            f"{tally.images:,} images; top-1 {tally.accuracy:.2%}",
+            figures={"timm_accuracy": tally.accuracy},
+        )
 
 
 def _golden(bundle: Bundle, network: IntegerViT) -> dict[str, NDArray[Any]]:

@@ -32,7 +32,6 @@ from quasar.export.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     SUBNET,
-    TIMM_ARCHITECTURE,
     VECTORS,
     WEIGHTS,
     BundleConfig,
@@ -44,6 +43,7 @@ from quasar.export.manifest import (
     json_text,
 )
 from quasar.export.source import BundleInfo, Source
+from quasar.export.timm_config import ARCHITECTURE, timm_config
 from supernet.integer_vit import IntegerRanges
 from supernet.lowering import lower
 from supernet.standalone import SubnetBlock, SubnetViT
@@ -146,17 +146,17 @@ def _config(source: Source) -> BundleConfig:
     info, subnet = source.info, source.module.subnet
     return BundleConfig(
         format_version=FORMAT_VERSION,
-        architecture=TIMM_ARCHITECTURE,
+        architecture=ARCHITECTURE,
         num_classes=subnet.num_classes,
         num_features=subnet.embed_dim,
         pretrained_cfg=TimmConfig(
-            num_classes=subnet.num_classes,
-            input_size=(subnet.in_chans, subnet.image_size, subnet.image_size),
-            fixed_input_size=True,
-            mean=info.mean,
-            std=info.std,
-            interpolation="bilinear",
-            crop_pct=1.0,
+            **timm_config(
+                subnet,
+                data=info.data,
+                mean=info.mean,
+                std=info.std,
+                training_image_size=info.training_image_size,
+            )
         ),
         subnet=subnet,
         layer_scale=any(name.endswith("scale1") for name in source.module.state_dict()),

@@ -1,5 +1,8 @@
 """Small calibrated subnets to export, and what a bundle tells about them."""
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ import torch
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
+from quasar.export.bundle import load_bundle
+from quasar.export.manifest import FileRecord, read_manifest
 from quasar.export.source import BundleInfo
 from supernet.data.config import DataConfig
 from supernet.functional import Observer
@@ -134,6 +139,23 @@ def make_info():
         return BundleInfo(**(values | changes))
 
     return make
+
+
+def _signed(folder):
+    """The bundle in a folder whose files were changed, with a manifest as if it had been exported so."""
+    manifest = read_manifest(folder / "manifest.json")
+    records = {
+        name: FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name in manifest.files
+        for content in [(folder / name).read_bytes()]
+    }
+    (folder / "manifest.json").write_text(dataclasses.replace(manifest, files=records).to_text(), encoding="utf-8")
+    return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def signed():
+    return _signed
 
 
 @pytest.fixture
