@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hwmodel.errors import UsageError
@@ -198,3 +199,36 @@ def test_a_configuration_without_the_key_has_a_fixed_accelerator(cli, run):
     before = front_of(run)
     assert cli("search", run, "--resume").code == 0
     assert front_of(run) == before
+
+
+class TestStudy:
+    """`search.study` keeps a copy of all measured subnets, which Optuna alone can read."""
+
+    STUDY = "search.study.storage=sqlite:///studies.db"
+
+    def trials(self, name="tiny"):
+        study = optuna.load_study(study_name=name, storage="sqlite:///studies.db")
+        return {trial.user_attrs["digest"]: tuple(trial.values) for trial in study.trials}
+
+    def journal(self, run):
+        rows = [json.loads(line) for line in (run / "search" / "trials.jsonl").read_text().splitlines()]
+        return {row["digest"]: (row["val_accuracy"], row["latency_ms"]) for row in rows}
+
+    def test_has_what_the_journal_has(self, run, cli):
+        assert cli("search", run, "--resume", self.STUDY).code == 0
+        assert self.trials() == self.journal(run)
+        assert cli("search", run, "--overwrite", self.STUDY, "search.study.name=again").code == 0
+        assert self.trials("again") == self.journal(run)
+
+    def test_has_the_latencies_of_the_shared_accelerator(self, run, cli):
+        settings = ("hardware.accelerator=shared", "hardware.array=null", "hardware.backend=dual")
+        assert cli("search", run, "--overwrite", self.STUDY, *settings).code == 0
+        assert self.trials() == self.journal(run)
+
+    def test_of_other_hardware_is_refused_before_anything_is_lost(self, run, cli, contents):
+        assert cli("search", run, "--resume", self.STUDY).code == 0
+        before = contents(run)
+        result = cli("search", run, "--overwrite", "hardware.array=[4, 8]", self.STUDY)
+        assert result.code == 2
+        assert "the study 'tiny' in sqlite:///studies.db belongs to another hardware" in result.error
+        assert contents(run) == before
