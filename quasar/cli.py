@@ -10,6 +10,7 @@ import typer
 
 from hwmodel.errors import UsageError
 from quasar.cli_hw import hw_app
+from quasar.cli_runtime import runtime_app
 from quasar.command import CheckFailedError, Debug, Json, command
 
 if TYPE_CHECKING:
@@ -425,6 +426,7 @@ def verify(
 
 
 app.add_typer(hw_app, name="hw")
+app.add_typer(runtime_app)
 
 
 def main() -> None:
