@@ -44,6 +44,11 @@ class Design:
     bench: Path
     defines: tuple[tuple[str, int], ...]
 
+    @property
+    def waivers(self) -> list[Path]:
+        """Of Verilator's warnings."""
+        return sorted(self.bench.parent.glob("*.vlt"))
+
 
 class Simulator(Protocol):
     """A program that turns Verilog into C++."""
@@ -59,12 +64,18 @@ class Simulator(Protocol):
 
 
 def build(
-    top: str, *, parameters: Mapping[str, int], bench: str, defines: Mapping[str, int], simulator: str = "auto"
+    top: str,
+    *,
+    parameters: Mapping[str, int],
+    bench: str,
+    defines: Mapping[str, int],
+    simulator: str = "auto",
+    folder: Path | None = None,
 ) -> Path:
     """The simulation program of module `top` with these parameters, from the cache or built now.
 
-    `bench` is the C++ file in `RTL_FOLDER` that drives it through `model.h`, compiled with `-D` for each of the
-    `defines`. Modules lie in files of their names.
+    `bench` is the C++ file that drives it through `model.h`, compiled with `-D` for each of the `defines`. It and the
+    modules, in files of their names, lie in `folder`, by default `RTL_FOLDER`.
 
     Raises:
         UsageError: the simulator is unknown, or a program is missing; the message names the package.
@@ -72,18 +83,18 @@ def build(
     """
     generator = find_simulator(simulator)
     compiler = tool("g++", package="g++")
+    folder = folder or RTL_FOLDER
     design = Design(
         top=top,
-        modules=tuple(modules_under(top)),
+        modules=tuple(modules_under(top, folder)),
         parameters=tuple(sorted(parameters.items())),
-        bench=RTL_FOLDER / bench,
+        bench=folder / bench,
         defines=tuple(sorted(defines.items())),
     )
     key = (generator.name, compiler, top, design.parameters, bench, design.defines)
     digest = hashlib.sha256(repr(key).encode())
-    headers = sorted(RTL_FOLDER.glob("*.h"))
     # this file itself stands for the options of the compilers
-    for source in (Path(__file__), *sorted(RTL_FOLDER.glob("*.vlt")), *headers, *design.modules, design.bench):
+    for source in (Path(__file__), *design.waivers, *sorted(folder.glob("*.h")), *design.modules, design.bench):
         digest.update(source.name.encode() + source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
     program = cache / digest.hexdigest()[:24] / _PROGRAM
@@ -91,11 +102,11 @@ def build(
         return program
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as folder:
-            generator.build(design, Path(folder))
-            whole = Path(folder, "whole")
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as place:
+            generator.build(design, Path(place))
+            whole = Path(place, "whole")
             whole.mkdir()
-            Path(folder, program.name).rename(whole / program.name)
+            Path(place, program.name).rename(whole / program.name)
             try:
                 whole.rename(program.parent)
             except OSError:
@@ -154,13 +165,14 @@ def tool(name: str, *, package: str) -> str:
     return path
 
 
-def modules_under(top: str) -> list[Path]:
+def modules_under(top: str, folder: Path | None = None) -> list[Path]:
     """Sources of a module and of all that it instantiates, so that a change elsewhere costs no build."""
+    folder = folder or RTL_FOLDER
     found: dict[str, Path] = {}
     waiting = [top]
     while waiting:
         name = waiting.pop()
-        path = RTL_FOLDER / f"{name}.sv"
+        path = folder / f"{name}.sv"
         if name not in found and path.exists():
             found[name] = path
             waiting += _MODULE.findall(path.read_text(encoding="utf-8"))
@@ -179,7 +191,7 @@ class _Verilator:
         command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
         command += [f"-G{name}={value}" for name, value in design.parameters]
         command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in design.defines)]
-        command += map(str, (*sorted(RTL_FOLDER.glob("*.vlt")), *design.modules, design.bench))
+        command += map(str, (*design.waivers, *design.modules, design.bench))
         run(command, what="the build of the simulation")
 
 

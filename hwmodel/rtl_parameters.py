@@ -8,6 +8,8 @@ from hwmodel.integer_vector import LARGEST_WIDTH
 from hwmodel.resources import activation_memory, fits_words
 
 ENGINE, VECTOR_UNIT = "quasar_gemm", "quasar_vector"
+#: both side by side
+ACCELERATOR = "quasar_accelerator"
 
 
 def engine_parameters(config: AcceleratorConfig) -> dict[str, int]:
@@ -40,3 +42,10 @@ def engine_parameters(config: AcceleratorConfig) -> dict[str, int]:
 def vector_parameters(*, lanes: int, stream_bits: int, max_tokens: int) -> dict[str, int]:
     """Parameters of `quasar_vector`."""
     return {"LANES": lanes, "PW": stream_bits, "MAX_TOKENS": max_tokens, "MAX_WIDTH": LARGEST_WIDTH}
+
+
+def accelerator_parameters(config: AcceleratorConfig) -> dict[str, int]:
+    """Parameters of `quasar_accelerator`; raises as `engine_parameters` does."""
+    return engine_parameters(config) | vector_parameters(
+        lanes=config.vector_lanes, stream_bits=config.weight_stream_bits, max_tokens=config.max_tokens
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ GOLDEN_IMAGES = 4
 TENSORS = "tensors/"
 #: of an accumulator of the engine
 LARGEST_SUM = 2**31 - 1
+#: of a file in a zip archive; its last fields are the lengths of the name and of what follows it
+_LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +117,30 @@ class Source:
 
 
 def vectors_file(images: Int8Array, logits: NDArray[np.int16], tensors: dict[str, NDArray[Any]]) -> bytes:
-    """The content of vectors.npz; see `Source`."""
+    """The content of vectors.npz; see `Source`. Arrays are stored, not deflated: see `array_places`."""
     arrays: dict[str, Any] = {"images": images, "logits": logits}
-    arrays |= {f"{TENSORS}{name}": array for name, array in tensors.items()}
+    arrays |= {f"{TENSORS}{name}": np.ascontiguousarray(array) for name, array in tensors.items()}
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
+    np.savez(content, **arrays)
     return content.getvalue()
+
+
+def array_places(vectors: bytes) -> dict[str, int]:
+    """The byte of vectors.npz at which the values of each array begin, so that programs without NumPy find them.
+
+    An .npz is a zip archive of stored files, each of which has a header and then the values.
+    """
+    places = {}
+    with zipfile.ZipFile(io.BytesIO(vectors)) as archive:
+        for entry in archive.infolist():
+            local = vectors[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
+            name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
+            begin = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+            file = io.BytesIO(vectors[begin : begin + entry.file_size])
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            places[entry.filename.removesuffix(".npy")] = begin + file.tell()
+    return places
 
 
 def _check_tensors(module: SubnetViT) -> None:

@@ -13,8 +13,9 @@ from quasar.export.formats.integer import Integer
 from quasar.export.formats.packed import Packed
 from quasar.export.formats.qdq import Qdq
 from quasar.export.formats.qonnx import Qonnx
+from quasar.export.formats.rtl import Rtl
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Qonnx(), Integer(), Packed(), Hls())}
+FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Qonnx(), Integer(), Packed(), Hls(), Rtl())}
 
 
 def choose_formats(names: Sequence[str] | None = None) -> tuple[Format, ...]:
