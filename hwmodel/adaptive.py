@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
-from hwmodel.cost import CHUNK, BoolArray, CostBatch, CostEstimate, FpgaCostModel
+from hwmodel.cost import CHUNK, BoolArray, FpgaCostBatch, FpgaCostEstimate, FpgaCostModel
 from hwmodel.device import Device
 from hwmodel.errors import InfeasibleError
 from hwmodel.explore import fullness, resized
@@ -80,11 +80,11 @@ class AdaptiveCostModel:
         """The costs of parts on every design; raises `UsageError` for bits or operations that they lack."""
         return AdaptiveCostTable(self, population)
 
-    def estimate_many(self, population: Population) -> CostBatch:
+    def estimate_many(self, population: Population) -> FpgaCostBatch:
         """The costs of N networks; same errors."""
         return self.table(population).costs(population.parts)
 
-    def estimate(self, workload: Workload) -> CostEstimate:
+    def estimate(self, workload: Workload) -> FpgaCostEstimate:
         """The cost of one network on its best accelerator; same errors as `accelerator_for`."""
         return FpgaCostModel(self.device, self.accelerator_for(workload)).estimate(workload)
 
@@ -101,7 +101,7 @@ class AdaptiveCostTable:
         self._bytes, self._byte_places = np.unique(population.part_activation_bytes, return_inverse=True)
         self._holding: dict[int, IntArray] = {}
 
-    def costs(self, parts: IntArray) -> CostBatch:
+    def costs(self, parts: IntArray) -> FpgaCostBatch:
         """See `CostTable`; networks that no design holds have the figures of the design with the fewest cycles."""
         chosen, fits = self.choose(parts)
         fits &= ~self._tables[0].part_too_wide[parts].any(axis=1)
@@ -111,7 +111,7 @@ class AdaptiveCostTable:
             here = chosen == design
             batch = self._tables[design].costs(parts[here])
             cycles[here], latency_ms[here], energy_mj[here] = batch.cycles, batch.latency_ms, batch.energy_mj
-        return CostBatch(cycles=cycles, latency_ms=latency_ms, energy_mj=energy_mj, fits=fits)
+        return FpgaCostBatch(cycles=cycles, latency_ms=latency_ms, energy_mj=energy_mj, fits=fits)
 
     def choose(self, parts: IntArray) -> tuple[IntArray, BoolArray]:
         """The position in the shortlist of each network's design, and whether that holds it; both (N,)."""

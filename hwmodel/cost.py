@@ -1,12 +1,16 @@
 """What a network costs on a device: the contract of every cost model, and the model of the FPGA accelerator.
 
+`CostEstimate`, `CostBatch` and `CostModel` are what all devices have in common; costs of an accelerator add its cycles
+and resources. The models of processors are in `hwmodel.processor_cost` and `hwmodel.measured`.
+
 Latency is that of one image, from its first load to its last result; frames do not overlap, so fps = 1000/latency_ms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
@@ -50,20 +54,42 @@ _layer_cost = partial(tuple.__new__, LayerCost)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CostEstimate:
-    """The cost of one network. It can be built as modelled if and only if `violations` is empty."""
+    """The cost of one network. It can run as modelled if and only if `violations` is empty.
+
+    `energy_mj` is None where nothing is known about the power of the device.
+    """
 
     workload: str
     latency_ms: float
-    cycles: int
-    layers: tuple[LayerCost, ...]
-    resources: Resources
-    energy_mj: float
+    energy_mj: float | None
     violations: tuple[str, ...]
 
     @property
     def fps(self) -> float:
         """Images per second, one at a time."""
         return 1000 / self.latency_ms
+
+    def time_by_bound(self) -> dict[str, float]:
+        """The share of the latency that is spent in layers with each bound, the largest first."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FpgaCostEstimate(CostEstimate):
+    """The cost of one network on an accelerator: cycles of its clock, and the resources that it takes."""
+
+    energy_mj: float
+    cycles: int
+    layers: tuple[LayerCost, ...]
+    resources: Resources
+
+    def time_by_bound(self) -> dict[str, float]:
+        """See `CostEstimate`."""
+        return shares((layer.bound, layer.cycles) for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, resources beside latency."""
@@ -79,17 +105,33 @@ class CostEstimate:
         }
 
 
+def shares(times: Iterable[tuple[str, int]]) -> dict[str, float]:
+    """The share of each name in the sum of whole numbers, the largest first; empty if all are 0."""
+    found: Counter[str] = Counter()
+    for name, time in times:
+        found[name] += time
+    whole = found.total()
+    return {name: time / whole for name, time in found.most_common() if time}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CostBatch:
     """The costs of N networks, each of shape (N,).
 
-    `fits` is False where activations, tokens or the width of a network exceed what the accelerator holds.
+    `fits` is False where a network exceeds what the model holds for: the buffers of an accelerator, or what was
+    measured of a processor. `energy_mj` is NaN where nothing is known about the power of the device.
     """
 
-    cycles: IntArray
     latency_ms: FloatArray
     energy_mj: FloatArray
     fits: BoolArray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FpgaCostBatch(CostBatch):
+    """The costs of N networks on accelerators."""
+
+    cycles: IntArray
 
 
 class CostTable(Protocol):
@@ -99,29 +141,42 @@ class CostTable(Protocol):
         """The costs of N networks, given by the numbers of their parts (N, S)."""
 
 
+class Named(Protocol):
+    """What is known of any device: its name for files and messages, and what it is."""
+
+    @property
+    def name(self) -> str:
+        """The name in files and commands."""
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+
+
 class CostModel(Protocol):
     """The cost of networks on one device.
 
-    Life cycle: a model is built once for a device and an accelerator (or a choice of them) and holds no state after
-    that: calls do not influence each other, and it can be pickled into worker processes. A search asks for a `table`
-    of all parts of its space once, then the table for every generation, and `estimate` for the networks that it
-    reports. All must give the same numbers for the same network. A network that does not fit still gets its numbers;
-    `violations` and `fits` tell.
+    Life cycle: a model is built once for a device (and an accelerator on it, or a choice of them) and holds no state
+    after that: calls do not influence each other, and it can be pickled into worker processes. A search asks for a
+    `table` of all parts of its space once, then the table for every generation, and `estimate` for the networks that it
+    reports. All must give the same numbers for the same network. Costs add up over the parts of a network. A network
+    that does not fit still gets its numbers; `violations` and `fits` tell.
     """
 
     @property
-    def device(self) -> Device:
+    def device(self) -> Named:
         """The device that the costs are for."""
 
     @property
-    def designs(self) -> Sequence[FpgaCostModel]:
-        """The accelerators that a network may get, each as a model of its own; the one that it gets is among them.
+    def designs(self) -> Sequence[CostModel]:
+        """The hardware that a network may get, each as a model of its own; the one that it gets is among them.
 
-        Their buffers hold the largest networks, where the device can; `accelerator_for` has those of one network.
+        Accelerators in it have buffers for the largest networks, where the device can; `accelerator_for` has those of
+        one network. A processor is its own only design.
         """
 
-    def accelerator_for(self, workload: Workload) -> AcceleratorConfig:
-        """The accelerator that a network gets."""
+    def accelerator_for(self, workload: Workload) -> AcceleratorConfig | None:
+        """The accelerator that a network gets; None on a processor, where there is nothing to choose."""
 
     def table(self, population: Population) -> CostTable:
         """The costs of the parts of a population."""
@@ -156,7 +211,7 @@ class FpgaCostTable:
         self._terms, self._accelerator, self._device = terms, accelerator, device
         self._figures = np.stack([cycles, *energy, misfit], axis=1)  # (U, 9)
 
-    def costs(self, parts: IntArray) -> CostBatch:
+    def costs(self, parts: IntArray) -> FpgaCostBatch:
         """See `CostTable`."""
         step = max(1, CHUNK // (parts.shape[1] * self._figures.shape[1]))
         sums = [
@@ -164,7 +219,7 @@ class FpgaCostTable:
         ]
         cycles, *energy, misfit = np.concatenate(sums).T if sums else np.zeros((self._figures.shape[1], 0), np.int64)
         latency_ms = cycles / (self._accelerator.clock_mhz * 1e3)
-        return CostBatch(
+        return FpgaCostBatch(
             cycles=cycles,
             latency_ms=latency_ms,
             energy_mj=energy_mj(self._terms, energy[:6], energy[6], self._device.energy, latency_ms),
@@ -196,11 +251,11 @@ class FpgaCostModel:
         """The costs of parts; raises `UsageError` for bits or operations that the accelerator lacks."""
         return FpgaCostTable(GemmTerms(self._columns, population), self.accelerator, self.device)
 
-    def estimate_many(self, population: Population) -> CostBatch:
+    def estimate_many(self, population: Population) -> FpgaCostBatch:
         """The costs of N networks; same errors."""
         return self.table(population).costs(population.parts)
 
-    def estimate(self, workload: Workload) -> CostEstimate:
+    def estimate(self, workload: Workload) -> FpgaCostEstimate:
         """The cost of one network: the same numbers as its entry of `estimate_many`; same errors."""
         population = Population.of(workload)
         terms = GemmTerms(self._columns, population)
@@ -219,7 +274,7 @@ class FpgaCostModel:
             zip(g.names, g.kinds, *(figure.tolist() for figure in figures), bounds, strict=True),
             zip(v.names, v.kinds, vectors[0].tolist(), none, none, repeat("vector"), strict=False),
         )
-        return CostEstimate(
+        return FpgaCostEstimate(
             workload=workload.name,
             latency_ms=latency_ms,
             cycles=cycles,

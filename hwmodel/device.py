@@ -1,15 +1,18 @@
-"""Boards as data: one YAML file each, in which every figure carries its source.
+"""Devices as data: one YAML file each, in which every figure carries its source.
 
-A file holds `name`, `title`, `part`, `memory`, and one `{value: ..., source: ...}` for every other field of `Device`;
-those of `Limits` and `EnergyConstants` sit under `limits` and `energy`. A new board is a new file in
+The file's `kind` says what it holds, and which cost model it gets: `fpga` (or nothing) a `Device`, an FPGA board;
+`roofline` a `hwmodel.processor.Processor`; `measured` a `hwmodel.measured.MeasuredHost`. A new device is a new file in
 `hwmodel/devices/`, a path to a file, or an entry point of another package in the group `quasar.devices` (a Path to such
 a file, or a callable that returns one).
 
-An overlay is a file with `base`, the name of a board or a path relative to the overlay: it holds only what differs from
-that board. It may hold a `calibration`, which `hwmodel.calibrate` writes: how reports of real implementations correct
-the estimates of LUT and FF.
+The file of a board holds `name`, `title`, `part`, `memory`, and one `{value: ..., source: ...}` for every other field
+of `Device`; those of `Limits` and `EnergyConstants` sit under `limits` and `energy`.
 
-This module imports no NumPy, so that a command line can list the boards at once.
+An overlay is a file with `base`, the name of a device or a path relative to the overlay: it holds only what differs
+from that device. That of a board may hold a `calibration`, which `hwmodel.calibrate` writes: how reports of real
+implementations correct the estimates of LUT and FF.
+
+This module imports no NumPy, so that a command line can list the devices at once.
 """
 
 from __future__ import annotations
@@ -18,17 +21,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from hwmodel.device_file import MAY_BE_ZERO, SHARE, overlaid, read_fields, read_mapping
 from hwmodel.errors import DamagedInputError, UsageError
+from hwmodel.processor import PRECISION_BYTES, Processor
 from hwmodel.registry import Registry, unknown_name
+
+if TYPE_CHECKING:
+    from hwmodel.measured import MeasuredHost
 
 DEVICE_FOLDER = Path(__file__).with_name("devices")
 
-#: a board's file, or a function that finds it
+#: a device's file, or a function that finds it
 DeviceSource = Path | Callable[[], Path]
 
 
@@ -36,10 +43,10 @@ DeviceSource = Path | Callable[[], Path]
 class Limits:
     """The share of each resource that a design may use and still close timing, in (0, 1]."""
 
-    dsp: float
-    bram18: float
-    lut: float
-    ff: float
+    dsp: float = field(metadata=SHARE)
+    bram18: float = field(metadata=SHARE)
+    lut: float = field(metadata=SHARE)
+    ff: float = field(metadata=SHARE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +57,7 @@ class EnergyConstants:
     mac_4bit_pj: float
     buffer_pj_per_byte: float
     ddr_pj_per_byte: float
-    static_w: float
+    static_w: float = field(metadata=MAY_BE_ZERO)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +105,11 @@ class Device:
     bram18: int
     lut: int
     ff: int
-    uram: int
+    uram: int = field(metadata=MAY_BE_ZERO)
     clock_mhz: float
     max_clock_mhz: float
     ddr_gb_per_s: float
-    ddr_efficiency: float
+    ddr_efficiency: float = field(metadata=SHARE)
     port_bits: int
     hp_ports: int
     limits: Limits
@@ -111,28 +118,34 @@ class Device:
     calibration: Calibration | None
 
 
-_TEXTS = ("name", "title", "part", "memory")
-_SECTIONS: dict[str, type] = {"limits": Limits, "energy": EnergyConstants}
-_MAY_BE_ZERO = ("uram", "energy.static_w")
-_RECORDS = ("sources", "calibration")  # fields that are no figures
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
-_SHARES = ("ddr_efficiency", "limits.dsp", "limits.bram18", "limits.lut", "limits.ff")
+_KINDS: dict[str, type] = {"fpga": Device, "roofline": Processor}
 
 
 def load_device(name_or_path: str | Path) -> Device:
-    """The board called so, or the one in the file so named if it ends in .yaml or .yml.
+    """The FPGA board called so, or the one in the file so named if it ends in .yaml or .yml.
 
     Raises:
-        UsageError: no such board (the message suggests the nearest), no such file, or a broken plug-in.
+        UsageError: no such device (the message suggests the nearest), no such file, a broken plug-in, or no FPGA board.
         DamagedInputError: the file is not YAML, or a figure is missing, unknown or impossible.
     """
+    device = load_hardware(name_or_path)
+    if not isinstance(device, Device):
+        raise UsageError(
+            f"{device.name} is no FPGA board ({device.title}), and this is about an accelerator on one; give a board "
+            "such as zcu102"
+        )
+    return device
+
+
+def load_hardware(name_or_path: str | Path) -> Device | Processor | MeasuredHost:
+    """The device of any kind that is called so or stands in this file; errors as for `load_device`."""
     if Path(name_or_path).suffix in (".yaml", ".yml"):
         return _read(Path(name_or_path))
     return _read(_path_of(str(name_or_path)))
 
 
 def device_names() -> list[str]:
-    """The boards that `load_device` knows by name, sorted."""
+    """The devices of all kinds that `load_hardware` knows by name, sorted."""
     return _devices().names()
 
 
@@ -157,43 +170,56 @@ def _path_of(name: str) -> Path:
     return path
 
 
-def _read(path: Path) -> Device:
+def _read(path: Path) -> Device | Processor | MeasuredHost:
     document = _document(path)
     calibration = None
     if "base" in document:
         own = dict(document)
-        base = own.pop("base")
-        if "calibration" in own:
+        base = _base_document(path, own.pop("base"))
+        if "calibration" in own and base.get("kind", "fpga") == "fpga":
             calibration = _calibration(path, own.pop("calibration"))
-        document = _over(_base_document(path, base), own)
-    sources: dict[str, str] = {}
-    values = _section(path, "", Device, document, sources)
-    if values["clock_mhz"] > values["max_clock_mhz"]:
+        document = overlaid(base, own, _KINDS.get(base.get("kind", "fpga"), Device))
+    kind = document.pop("kind", "fpga")
+    if kind == "fpga":
+        return _board(path, document, calibration)
+    if kind == "roofline":
+        return _processor(path, document)
+    if kind == "measured":
+        from hwmodel.measured import MeasuredHost
+
+        return MeasuredHost.from_document(path, document)
+    raise DamagedInputError(f"{path}: {unknown_name('kind', str(kind), (*_KINDS, 'measured'))}")
+
+
+def _board(path: Path, document: Mapping[Any, Any], calibration: Calibration | None) -> Device:
+    device = Device(**read_fields(path, Device, document), calibration=calibration)
+    if device.clock_mhz > device.max_clock_mhz:
         raise DamagedInputError(
-            f"{path}: 'clock_mhz' {values['clock_mhz']:g} exceeds 'max_clock_mhz' {values['max_clock_mhz']:g}; lower it"
+            f"{path}: 'clock_mhz' {device.clock_mhz:g} exceeds 'max_clock_mhz' {device.max_clock_mhz:g}; lower it"
         )
-    return Device(**values, sources=sources, calibration=calibration)
+    return device
+
+
+def _processor(path: Path, document: Mapping[Any, Any]) -> Processor:
+    processor = Processor(**read_fields(path, Processor, document))
+    if processor.precision not in PRECISION_BYTES:
+        raise DamagedInputError(f"{path}: {unknown_name('precision', processor.precision, PRECISION_BYTES)}")
+    if processor.peak_gops.at(processor.precision) is None:
+        raise DamagedInputError(
+            f"{path}: 'precision' is {processor.precision}, for which 'peak_gops' has no figure; add it, or choose "
+            "another precision"
+        )
+    return processor
 
 
 def _document(path: Path) -> dict[Any, Any]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        return read_mapping(path)
     except OSError as error:
         raise UsageError(
             f"device file '{path}' cannot be read: {error.strerror}; give another file or one of: "
             f"{', '.join(device_names())}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DamagedInputError(f"{path}: not UTF-8 text; save it as UTF-8 YAML") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise DamagedInputError(
-            f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}; mend the syntax there"
-        ) from error
-    if not isinstance(document, dict):
-        raise DamagedInputError(f"{path}: expected a mapping of figures; start from hwmodel/devices/zcu102.yaml")
-    return document
 
 
 def _base_document(path: Path, base: object) -> dict[Any, Any]:
@@ -206,15 +232,6 @@ def _base_document(path: Path, base: object) -> dict[Any, Any]:
         raise DamagedInputError(f"{path}: its base '{base}' is an overlay itself; name a complete device file")
     _read(base_path)  # a mistake in the base is reported for the base
     return document
-
-
-def _over(base: Mapping[Any, Any], own: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The figures of `base`, replaced by those of an overlay, section by section."""
-    merged = {**base, **own}
-    for section in _SECTIONS:
-        if isinstance(own.get(section), dict):
-            merged[section] = {**base[section], **own[section]}
-    return merged
 
 
 def _calibration(path: Path, entry: object) -> Calibration:
@@ -265,48 +282,3 @@ def _error_bar(path: Path, key: str, value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise DamagedInputError(f"{path}: '{key}' must be a number of at least 0, or null, not {value!r}")
     return float(value)
-
-
-def _section(path: Path, prefix: str, cls: type, section: Mapping[Any, Any], sources: dict[str, str]) -> dict[str, Any]:
-    """The field values of `cls` from one mapping of the file; sources of the figures are added to `sources`."""
-    fields = [field for field in dataclasses.fields(cls) if field.name not in _RECORDS]
-    known = [field.name for field in fields]
-    for key in section:
-        if key not in known:
-            raise DamagedInputError(f"{path}: {unknown_name('key', f'{prefix}{key}', (prefix + k for k in known))}")
-    values: dict[str, Any] = {}
-    for field in fields:
-        key = f"{prefix}{field.name}"
-        entry = section.get(field.name)
-        if field.name in _TEXTS:
-            if not isinstance(entry, str) or not entry:
-                raise DamagedInputError(f"{path}: '{key}' must be a text; add '{key}: ...'")
-            values[field.name] = entry
-        elif field.name in _SECTIONS:
-            if not isinstance(entry, dict):
-                raise DamagedInputError(f"{path}: '{key}' must be a mapping of figures; add it")
-            nested = _SECTIONS[field.name]
-            values[field.name] = nested(**_section(path, f"{key}.", nested, entry, sources))
-        else:
-            values[field.name], sources[key] = _figure(path, key, entry, whole=field.type == "int")
-    return values
-
-
-def _figure(path: Path, key: str, entry: object, *, whole: bool) -> tuple[float, str]:
-    form = f"write '{key.rpartition('.')[2]}: {{value: ..., source: \"...\"}}'"
-    if entry is None:
-        raise DamagedInputError(f"{path}: figure '{key}' is missing; {form}")
-    if not isinstance(entry, dict) or set(entry) != {"value", "source"}:
-        raise DamagedInputError(f"{path}: figure '{key}' needs exactly a value and a source; {form}")
-    value, source = entry["value"], entry["source"]
-    if not isinstance(source, str) or not source.strip():
-        raise DamagedInputError(f"{path}: figure '{key}' has no source; say where the value comes from")
-    kind = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise DamagedInputError(f"{path}: figure '{key}' must be {kind}, not {value!r}; {form}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
-        bound = "at least 0" if key in _MAY_BE_ZERO else "above 0"
-        raise DamagedInputError(f"{path}: figure '{key}' must be {bound}, not {value!r}; correct it")
-    if key in _SHARES and value > 1:
-        raise DamagedInputError(f"{path}: figure '{key}' is a share, at most 1, not {value!r}; correct it")
-    return (value if whole else float(value)), source

@@ -27,7 +27,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hwmodel.accelerator import AcceleratorColumns, AcceleratorConfig
-from hwmodel.cost import CostEstimate
+from hwmodel.cost import FpgaCostEstimate
 from hwmodel.cycles import row_tiles
 from hwmodel.device import Device
 from hwmodel.workload import Population, Workload
@@ -65,7 +65,7 @@ class Roofline:
     points: tuple[RooflinePoint, ...]
 
 
-def roofline(workload: Workload, cost: CostEstimate, accelerator: AcceleratorConfig, device: Device) -> Roofline:
+def roofline(workload: Workload, cost: FpgaCostEstimate, accelerator: AcceleratorConfig, device: Device) -> Roofline:
     """The roofline of `workload`; `cost` is its estimate by the cost model of `accelerator` on `device`."""
     columns = AcceleratorColumns.one(accelerator)
     tiles_high, tiles_low = (tiles[0] for tiles in row_tiles(columns, Population.of(workload)))

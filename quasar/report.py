@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 
 from hwmodel.accelerator import BACKENDS, AcceleratorConfig, Backend
-from hwmodel.cost import CostEstimate, FpgaCostModel
+from hwmodel.cost import FpgaCostEstimate, FpgaCostModel
 from hwmodel.device import Device, load_device
 from hwmodel.errors import DamagedInputError, QuasarError, UsageError
 from hwmodel.files import write_atomic
@@ -109,7 +109,7 @@ class Chosen:
     subnet: Subnet
     workload: Workload
     targets: tuple[Target, ...]
-    cost: CostEstimate | None
+    cost: FpgaCostEstimate | None
     note: str | None
 
     @property

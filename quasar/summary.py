@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hwmodel.accelerator import BACKENDS, AcceleratorConfig
 from hwmodel.calibrate import Result
-from hwmodel.cost import CostEstimate
+from hwmodel.cost import FpgaCostEstimate
 from hwmodel.device import Device
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def print_verification(reports: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"{missing} of {sum(len(report['checks']) for report in reports.values())} checks were not made")
 
 
-def print_cost(cost: CostEstimate, accelerator: AcceleratorConfig, device: Device) -> None:
+def print_cost(cost: FpgaCostEstimate, accelerator: AcceleratorConfig, device: Device) -> None:
     """Latency by layer type and resources beside the device's."""
     kinds: dict[str, list[int]] = {}
     bounds: dict[str, Counter[str]] = {}

@@ -110,7 +110,7 @@ def _of_parts(parts: SpaceParts, model: CostModel, name: str) -> NDArray[Any]:
     if name == "macs":
         return population.gemm_parts(population.gemms.macs())
     batches = [design.table(population).costs(parts.each) for design in model.designs]
-    return np.stack([batch.energy_mj if name == "energy_mj" else batch.cycles for batch in batches])
+    return np.stack([batch.energy_mj if name == "energy_mj" else batch.latency_ms for batch in batches])
 
 
 def _costs(space: SearchSpace, model: CostModel, genotypes: Genotypes) -> tuple[CostBatch, Population]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +30,9 @@ _REMEDIES = {
     "activations": "the array waits for activations: smaller images help, or hardware.activations=onchip",
     "output": "the array waits for its results to go out: smaller images or widths help",
     "vector": "the vector unit works: fewer tokens help (smaller images, larger patches)",
+    "arithmetic": "the processor computes: smaller images or widths help, or a faster device",
+    "memory": "the processor waits for its memory: smaller widths help, or a device with a faster memory",
+    "launch": "goes to launching operators: fewer blocks help",
 }
 
 
@@ -106,11 +108,8 @@ class Feasibility:
                     f"{round_up(found.least)} {FIGURES[name]}; raise the limit or give the space smaller choices"
                 )
         cost = model.estimate(lower(space.decode(bounds.fastest)))
-        waits: Counter[str] = Counter()
-        for layer in cost.layers:
-            waits[layer.bound] += layer.cycles
-        bound, cycles = waits.most_common(1)[0] if waits else ("", 0)
-        bottleneck = f"{cycles / cost.cycles:.0%} of its time {_REMEDIES[bound]}" if bound in _REMEDIES else ""
+        bound, share = next(iter(cost.time_by_bound().items()), ("", 0.0))
+        bottleneck = f"{share:.0%} of its time {_REMEDIES[bound]}" if bound in _REMEDIES else ""
         return Feasibility(bounds=bounds, anchors=np.stack(anchors), broken=broken, bottleneck=bottleneck)
 
     def reason(self, target: Target) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hwmodel.cost import CostEstimate
+from hwmodel.cost import FpgaCostEstimate
 from supernet.lowering import lower
 from supernet.subnet import Subnet
 
@@ -41,7 +41,7 @@ print(labels, config["classes"] and [config["classes"][label] for label in label
 def model_card(
     subnet: Subnet,
     *,
-    cost: CostEstimate,
+    cost: FpgaCostEstimate,
     device: str,
     target: str,
     accuracies: Mapping[str, float | None],

@@ -21,10 +21,7 @@ def open_session(path: Path, change: Callable[[Any], Any] | None = None) -> Any:
         UsageError: onnxruntime, or for a change onnx, is missing.
         QuasarError: it refuses the model.
     """
-    ort = require("onnxruntime")
-    options = ort.SessionOptions()
-    if not _has_exact_int8_products():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    ort, options = require("onnxruntime"), session_options()
     source: Any = path
     if change is not None:
         source = change(require("onnx").load(path)).SerializeToString()
@@ -35,6 +32,14 @@ def open_session(path: Path, change: Callable[[Any], Any] | None = None) -> Any:
             f"{path}: onnxruntime {ort.__version__} cannot load it ({' '.join(str(error).split())}); "
             "try: pip install -U 'quasar-nas[export]'"
         ) from error
+
+
+def session_options() -> Any:
+    """Options of a session whose products of 8-bit numbers are exact; raises `UsageError` if onnxruntime is missing."""
+    options = require("onnxruntime").SessionOptions()
+    if not _has_exact_int8_products():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def _has_exact_int8_products() -> bool:

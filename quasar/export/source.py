@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hwmodel.accelerator import AcceleratorConfig
-from hwmodel.cost import CostEstimate
+from hwmodel.cost import FpgaCostEstimate
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import Int8Array
 from quasar.export.onnx_int import expected_tensors
@@ -51,7 +51,7 @@ class BundleInfo:
     latency_ms: float | None
     fps: float | None
     device: str
-    cost: CostEstimate
+    cost: FpgaCostEstimate
     accelerator: AcceleratorConfig
     data: DataConfig
     mean: tuple[float, ...]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import matplotlib
 from matplotlib.figure import Figure
 
-from hwmodel.cost import CostEstimate
+from hwmodel.cost import FpgaCostEstimate
 from hwmodel.workload import Gemm, Workload
 from quasar.figures.style import COLORS, STYLE, row_of_axes
 from supernet.subnet import Subnet
@@ -87,7 +87,7 @@ def rows_figure(subnet: Subnet, workload: Workload, *, widest: Mapping[str, int]
 
 
 @matplotlib.rc_context(STYLE)
-def latency_figure(costs: Mapping[str, CostEstimate]) -> Figure:
+def latency_figure(costs: Mapping[str, FpgaCostEstimate]) -> Figure:
     """Stacked bars: for each label, the milliseconds of each group of layers."""
     figure = Figure(figsize=(10, 1.35 + 0.42 * len(costs)), label="Latency of each chosen subnet by type of layer")
     axes = figure.add_subplot()
