@@ -43,7 +43,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def load(config: DataConfig, part: Part) -> ArraySamples:
     """The five training batches or the test batch."""
-    config.refuse_unused("dataset", "download", "test_split", "grey", because="its files and colours are given")
+    config.refuse_unused(
+        "dataset", "download", "test_split", "test_fraction", "grey", because="its files and colours are given"
+    )
     folder = config.existing_root(f"the folder {FOLDER}")
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER

@@ -26,6 +26,10 @@ class DataConfig:
             validation).
         val_fraction: share of each class's training images that is held out for validation.
         split_seed: seed of that choice.
+        test_fraction: share of each class's images that are the test part, for sets that come without one (by default
+            a fifth). The choice is fixed, whatever the seed.
+        stratify: take these shares of each class, which must then be in all splits. If false, they are shares of all
+            images, so that sets with an image or two of a class can be split: for networks that are not trained here.
         grey: read images of files and archives as one grey channel instead of RGB.
         mean, std: of pixels in [0, 1], per channel, for normalization; by default the data set's own.
         crop_padding: pixels of zeros around each image before a random crop to its size.
@@ -53,6 +57,8 @@ class DataConfig:
     test_split: str | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
+    test_fraction: float | None = None
+    stratify: bool = True
     grey: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -65,8 +71,10 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UsageError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
+        for key in ("val_fraction", "test_fraction"):
+            fraction = getattr(self, key)
+            if fraction is not None and not 0 < fraction < 1:
+                raise UsageError(f"{key} must lie between 0 and 1, not {fraction}")
         if not 0 <= self.split_seed < 2**32:
             raise UsageError(f"split_seed must lie in 0..2^32-1, not {self.split_seed}")
         for key in ("crop_padding", "max_unreadable", "workers"):

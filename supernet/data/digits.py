@@ -1,7 +1,7 @@
 """scikit-learn's digits: 1,797 grey images of 8 x 8, which need no download.
 
-The copy in the wheel is one list of what was UCI's test set of "Optical Recognition of Handwritten Digits", so a
-fixed stratified fifth of it is the test part here.
+The copy in the wheel is one list of what was UCI's test set of "Optical Recognition of Handwritten Digits", so
+a fixed stratified fifth of it is the test part here (`data.test_fraction`).
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ def load(config: DataConfig, part: Part) -> ArraySamples:
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int64)
     classes = tuple(str(digit) for digit in range(10))
-    chosen = carve_test(labels, classes, part)
+    chosen = carve_test(labels, classes, config, part)
     return ArraySamples(images=images[chosen], labels=labels[chosen], classes=classes, normalization=_NORMALIZATION)

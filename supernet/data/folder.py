@@ -1,7 +1,8 @@
 """Image files in one folder for each class.
 
 Either root/train/<class>/... with a test part beside it (val, validation or test, or as `data.test_split` says), or
-root/<class>/..., of which a fixed stratified fifth is the test part. Images may lie in sub-folders of their class.
+root/<class>/..., of which a fixed stratified fifth, or `data.test_fraction`, is the test part. Images may lie in
+sub-folders of their class.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def load(config: DataConfig, part: Part) -> FileSamples:
     if not root.is_dir():
         raise UsageError(f"data.root: {root} is a file; give {_LAYOUT}")
     folders = _part_folders(root, config.test_split)
+    if folders:
+        config.refuse_unused("test_fraction", because=f"{folders['test']} is its test part")
     folder = folders[part] if folders else root
     try:
         classes, labels_by_class = find_classes(folder)
@@ -41,7 +44,7 @@ def load(config: DataConfig, part: Part) -> FileSamples:
                 f"data.root: the class '{min(odd)}' is in only one of {folders['train']} and {folders['test']}"
             )
     labels = np.array([label for _, label in samples], dtype=np.int64)
-    chosen = np.arange(len(samples)) if folders else carve_test(labels, tuple(classes), part)
+    chosen = np.arange(len(samples)) if folders else carve_test(labels, tuple(classes), config, part)
     in_chans = 1 if config.grey else 3
     return FileSamples(
         source=PathSource(root=folder, paths=tuple(str(Path(samples[i][0]).relative_to(folder)) for i in chosen)),

@@ -1,7 +1,7 @@
 """Packed JPEG archive: many small JPEG images of one size in one .npz file, decoded into memory when opened.
 
 With test part:    {train,test}_body uint8, {train,test}_offsets (N + 1), {train,test}_labels (N)
-Without:           body, offsets, labels; a fixed stratified fifth is the test part
+Without:           body, offsets, labels; a fixed stratified fifth, or `data.test_fraction`, is the test part
 Optional in both:  header uint8, classes (K strings; by default the numbers up to the largest label)
 
 Image i is the JPEG `body[offsets[i]:offsets[i + 1]]`, preceded by `header` unless it begins a JPEG by itself
@@ -46,6 +46,8 @@ def _load(archive: np.lib.npyio.NpzFile, config: DataConfig, part: Part) -> Arra
     prefix = f"{part}_" if has_parts else ""
     if f"{prefix}body" not in archive:
         raise UsageError(f"data.root: {config.root} has no {prefix}body, so it has no {part} part; use another archive")
+    if has_parts:
+        config.refuse_unused("test_fraction", because="the archive has a test part")
     labels = archive[f"{prefix}labels"].astype(np.int64)
     offsets = archive[f"{prefix}offsets"].astype(np.int64)
     body = archive[f"{prefix}body"].tobytes()
@@ -56,7 +58,7 @@ def _load(archive: np.lib.npyio.NpzFile, config: DataConfig, part: Part) -> Arra
         classes = tuple(str(name) for name in archive["classes"])
     else:
         classes = tuple(str(number) for number in range(_label_count(archive)))
-    chosen = np.arange(len(labels)) if has_parts else carve_test(labels, classes, part)
+    chosen = np.arange(len(labels)) if has_parts else carve_test(labels, classes, config, part)
     images = [_decode(header, body[offsets[i] : offsets[i + 1]], grey=config.grey) for i in chosen]
     sizes = {image.shape for image in images}
     if len(sizes) > 1:

@@ -1,7 +1,7 @@
 """What a data set gives for one part, before any split, resize or augmentation. Imports without torch.
 
 A data set that fits into memory gives `ArraySamples`; one whose images are decoded as they are read gives
-`FileSamples`. `carve` divides labelled samples so that every class is in both parts.
+`FileSamples`. `carve` divides labelled samples so that every class is in both parts, unless that is not wanted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from hwmodel.errors import UsageError
+from supernet.data.config import DataConfig
 
-#: share of a data set without a test part that is set aside as one
+#: share of a data set without a test part that is set aside as one, unless `data.test_fraction` says otherwise
 TEST_FRACTION = 0.2
 
 
@@ -132,28 +133,43 @@ def fixed_order(count: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def carve(
-    labels: NDArray[np.int64], classes: tuple[str, ...], *, fraction: float, seed: int, key: str
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    *,
+    fraction: float,
+    seed: int,
+    key: str,
+    stratify: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divides samples into a part to keep and a carved part with `fraction` of each class (rounded half up).
 
     Args:
         key: the configuration key to blame in messages.
+        stratify: if false, the carved part has `fraction` of all samples, whatever their classes.
 
     Returns:
         Indices of the kept and of the carved samples, disjoint, each in a fixed shuffled order.
 
     Raises:
-        UsageError: a class that would be missing from either part.
+        UsageError: a class, or without `stratify` a part, that would be left without samples.
     """
+    order = fixed_order(len(labels), seed)
+    if not stratify:
+        count = int(np.floor(fraction * len(labels) + 0.5))
+        if not 0 < count < len(labels):
+            raise UsageError(
+                f"{key}: {fraction:g} of {len(labels)} images is {count} of them; neither part may be empty"
+            )
+        return order[count:], order[:count]
     counts = np.bincount(labels, minlength=len(classes))
     carved_counts = np.floor(fraction * counts + 0.5).astype(np.int64)
     for name, count, carved in zip(classes, counts, carved_counts, strict=True):
         if not 0 < carved < count:
             raise UsageError(
                 f"{key}: {fraction:g} of the {count} images of class '{name}' is {carved} of them, and a class "
-                "must be on both sides of the split; give the class more images or leave it out"
+                "must be on both sides of the split; give the class more images, leave it out, or for a network that "
+                "is not trained here set data.stratify=false"
             )
-    order = fixed_order(len(labels), seed)
     by_class = order[np.argsort(labels[order], kind="stable")]
     rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     is_carved = np.zeros(len(labels), dtype=bool)
@@ -161,7 +177,8 @@ def carve(
     return order[~is_carved[order]], order[is_carved[order]]
 
 
-def carve_test(labels: NDArray[np.int64], classes: tuple[str, ...], part: str) -> NDArray[np.int64]:
+def carve_test(labels: NDArray[np.int64], classes: tuple[str, ...], config: DataConfig, part: str) -> NDArray[np.int64]:
     """Indices of one part of a data set that has no test part of its own; no seed of the user's changes it."""
-    train, test = carve(labels, classes, fraction=TEST_FRACTION, seed=0, key="data.root")
+    fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
+    train, test = carve(labels, classes, fraction=fraction, seed=0, key="data.test_fraction", stratify=config.stratify)
     return test if part == "test" else train

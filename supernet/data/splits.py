@@ -255,6 +255,7 @@ def open_train(config: DataConfig, *, image_size: int, seed: int) -> tuple[Split
         fraction=config.val_fraction,
         seed=config.split_seed,
         key="data.val_fraction",
+        stratify=config.stratify,
     )
     normalization = _normalization(config, samples)
     # A bad policy is to be known before the first epoch.

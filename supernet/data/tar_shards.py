@@ -113,6 +113,7 @@ class ShardSource:
 def load(config: DataConfig, part: Part) -> FileSamples:
     """Reads the index, or makes it; no image is decoded."""
     config.refuse_unused("dataset", "download", because="its images lie under data.root")
+    config.refuse_unused("test_fraction", because="its test part is in shards of its own")
     root = config.existing_root(_LAYOUT)
     if not root.is_dir():
         raise UsageError(f"data.root: {root} is a file; give {_LAYOUT}")

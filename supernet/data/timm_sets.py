@@ -49,6 +49,7 @@ class _ReaderSource:
 
 def load(config: DataConfig, part: Part) -> Samples:
     """Opens one part."""
+    config.refuse_unused("test_fraction", because="data.test_split names its test part")
     opened = _open(config, part)
     root = Path(config.root or ".").expanduser()
     names = getattr(opened, "classes", None) or getattr(getattr(opened, "reader", None), "class_to_idx", None)

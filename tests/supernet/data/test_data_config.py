@@ -27,6 +27,8 @@ def test_pydantic_refuses_missing_unknown_and_ill_typed_keys(bad):
         ("val_fraction", 0.0),
         ("val_fraction", 1.0),
         ("val_fraction", float("nan")),
+        ("test_fraction", 0.0),
+        ("test_fraction", 1.0),
         ("split_seed", -1),
         ("split_seed", 2**32),
         ("crop_padding", -1),

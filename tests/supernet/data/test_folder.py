@@ -94,6 +94,8 @@ def test_folders_that_are_no_data_set(tmp_path):
 def test_keys_without_effect(parts):
     with pytest.raises(UsageError, match=r"data\.dataset has no effect for the data set 'folder'"):
         load(config(parts, dataset="torch/mnist"), "train")
+    with pytest.raises(UsageError, match=r"data\.test_fraction has no effect .*val is its test part"):
+        load(config(parts, test_fraction=0.5), "train")
     with pytest.raises(UsageError, match=r"data\.crop_padding has no effect"):
         open_test(config(parts, crop_padding=2), image_size=8)
 

@@ -53,10 +53,23 @@ def test_an_archive_without_parts_is_divided_for_good(tmp_path):
     np.testing.assert_array_equal(load(config(path, split_seed=8), "test").images, test.images)
 
 
-def test_one_image_of_each_class_cannot_be_divided(tmp_path):
+def test_the_share_of_the_test_part_can_be_chosen(tmp_path):
+    path = write_jpeg_npz(tmp_path / "some.npz", prefixes=[""], count=30)
+    train, test = (load(config(path, test_fraction=0.6), part) for part in ("train", "test"))
+    assert np.bincount(train.labels).tolist() == [4, 4, 4]
+    assert np.bincount(test.labels).tolist() == [6, 6, 6]
+    with pytest.raises(UsageError, match=r"data\.test_fraction has no effect .*: the archive has a test part"):
+        load(config(write_jpeg_npz(tmp_path / "parts.npz"), test_fraction=0.6), "train")
+
+
+def test_one_image_of_each_class_is_divided_without_regard_to_classes_only(tmp_path):
     path = write_jpeg_npz(tmp_path / "some.npz", prefixes=[""], count=3)
-    with pytest.raises(UsageError, match=r"data\.root: 0\.2 of the 1 images of class 'ant'"):
+    with pytest.raises(UsageError, match=r"data\.test_fraction: 0\.2 of the 1 images of class 'ant'.*stratify=false"):
         load(config(path), "train")
+    train, test = (load(config(path, test_fraction=0.4, stratify=False), part) for part in ("train", "test"))
+    assert sorted([*train.labels, *test.labels]) == [0, 1, 2]
+    assert len(test.labels) == 1
+    assert train.classes == test.classes == CLASSES
 
 
 def test_roots_that_are_no_archive(tmp_path):

@@ -48,6 +48,20 @@ def test_carve_refuses_to_leave_a_class_out(counts, fraction):
         carve(labels, names(2), fraction=fraction, seed=0, key="data.val_fraction")
 
 
+def test_shares_of_all_images_take_no_account_of_classes():
+    labels = np.arange(10)
+    kept, carved = carve(labels, names(10), fraction=0.35, seed=0, key="k", stratify=False)
+    assert (len(kept), len(carved)) == (6, 4)
+    assert sorted([*kept, *carved]) == list(range(10))
+    assert set(carved) != set(carve(labels, names(10), fraction=0.35, seed=1, key="k", stratify=False)[1])
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_neither_part_may_be_empty(fraction):
+    with pytest.raises(UsageError, match=r"^data\.val_fraction: 0\.\d of 3 images is [03] of them; neither part"):
+        carve(np.arange(3), names(3), fraction=fraction, seed=0, key="data.val_fraction", stratify=False)
+
+
 def test_the_fixed_order_never_changes():
     assert fixed_order(8).tolist() == [6, 2, 1, 7, 3, 0, 5, 4]
 

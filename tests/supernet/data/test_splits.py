@@ -62,6 +62,15 @@ def test_training_and_validation_divide_the_train_part(register):
     assert train_values != sorted(train_values)
 
 
+def test_a_set_with_one_image_of_each_class_is_split_without_regard_to_classes(register):
+    register(train=10, labels=np.arange(10), classes=tuple("abcdefghij"))
+    with pytest.raises(UsageError, match=r"data\.val_fraction: .*data\.stratify=false"):
+        open_mine(val_fraction=0.4)
+    train, val = open_mine(val_fraction=0.4, stratify=False)
+    assert (len(train), len(val)) == (6, 4)
+    assert sorted(values(train.batches(7)) + values(val.batches(7))) == list(range(10))
+
+
 def test_labels_belong_to_their_images(register):
     register()
     train, _ = open_mine(horizontal_flip=True)
