@@ -112,7 +112,18 @@ class QonnxBuilder(GraphBuilder):
         size, grid = subnet.patch_size, subnet.image_size // subnet.patch_size
         kernel = self.constant(f"{name}.weight", weight.reshape(-1, subnet.in_chans, size, size))
         kernel = self.quant(kernel, scale.reshape(-1, 1, 1, 1), bits=linear.plan.high_bits, name=f"{name}.weight_quant")
-        x = self.op("Conv", x, kernel, name=f"{name}.products", kernel_shape=[size, size], strides=[size, size])
+        x = self.op(
+            "Conv",
+            x,
+            kernel,
+            name=f"{name}.products",
+            kernel_shape=[size, size],
+            strides=[size, size],
+            # qonnx's change to channels-last wants these too
+            dilations=[1, 1],
+            group=1,
+            pads=[0, 0, 0, 0],
+        )
         x = self._add_bias(x, linear, site, every, name=name, shape=(1, -1, 1, 1))
         x = self.reshape(x, (1, subnet.embed_dim, grid * grid), name=f"{name}.flat")
         return self.op("Transpose", x, name=f"{name}.tokens", perm=[0, 2, 1])

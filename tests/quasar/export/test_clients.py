@@ -1,15 +1,22 @@
 """The ONNX files in other people's tools. docs/other-tools.md has the versions, and what was measured with them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from quasar.export.formats.registry import choose_formats
 from quasar.export.onnx_int import build_integer, expected_tensors, watched
 from quasar.export.onnx_qdq import Site, build_qdq
 from quasar.export.qonnx_model import DOMAIN, DOMAIN_VERSION, QonnxBuilder, add_shapes
+from quasar.export.write import write_bundle
 from supernet.integer_vit import IntegerViT, find_ranges
 from supernet.standalone import QuantLinear
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "other-tools.md"
 
 
 @pytest.fixture
@@ -146,3 +153,46 @@ def test_hls4ml_gives_the_integers_of_an_mlp(network, tmp_path):
     hidden = np.rint(exact_sums(fc1, x) / unit).clip(0, 127).astype(np.int64)
     assert 0 < (hidden == 127).mean() < 0.5
     np.testing.assert_array_equal(hls.predict(x.astype(np.float32)), exact_sums(fc2, hidden * unit))
+
+
+@pytest.fixture
+def run_snippet(network, make_info, tmp_path, monkeypatch, capsys):
+    """What the snippet of a section of the documentation prints, in the folder of a bundle, and the bundle's logits."""
+    module, integers, x = network
+    info = make_info(module.subnet, training_image_size=module.subnet.image_size)
+    forms = choose_formats(["qdq", "integer", "qonnx"])
+    monkeypatch.chdir(write_bundle(module, tmp_path / "bundle", info=info, images=x, formats=forms))
+    with torch.no_grad():
+        labels = module(torch.from_numpy(integers.quantize_images(x[:4]) * np.float32(integers.image_scale))).argmax(1)
+    text = DOCS.read_text(encoding="utf-8")
+
+    def run(section):
+        first, own = (re.search("```python\n(.*?)```", text[at:], flags=re.DOTALL) for at in (0, text.index(section)))
+        exec(first.group(1) + own.group(1), {})
+        return capsys.readouterr().out.strip(), labels.numpy()
+
+    return run
+
+
+def test_the_snippet_for_qonnx(run_snippet, monkeypatch):
+    execution = pytest.importorskip("qonnx.core.onnx_exec", reason="needs qonnx: pip install 'quasar-nas[qonnx]'")
+    monkeypatch.setattr(execution, "qonnx_make_model", execution.qonnx_make_model)  # the snippet replaces it
+    printed, labels = run_snippet("## QONNX")
+    assert printed == str(labels)
+
+
+def test_the_snippet_for_timm(run_snippet, network):
+    size = network[0].subnet.image_size
+    assert run_snippet("## timm")[0] == f"(3, {size}, {size}) 10"
+
+
+def test_the_snippet_for_openvino(run_snippet):
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'quasar-nas[clients]'")
+    printed, labels = run_snippet("## OpenVINO")
+    assert printed == str(labels)
+
+
+@pytest.mark.slow
+def test_the_snippet_for_tvm(run_snippet):
+    pytest.importorskip("tvm", reason="needs Apache TVM: pip install 'quasar-nas[clients]'")
+    assert run_snippet("## Apache TVM")[0] == "True"

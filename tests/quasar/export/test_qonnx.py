@@ -22,6 +22,7 @@ pytest.importorskip("qonnx", reason="needs qonnx: pip install 'quasar-nas[qonnx]
 from qonnx.analysis.inference_cost import inference_cost
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
 from qonnx.transformation.infer_datatypes import InferDataTypes
 from qonnx.util.cleanup import cleanup_model
 
@@ -117,7 +118,7 @@ def test_zero_points_are_those_of_the_sites(make_module, subnets):
 
 
 def test_what_qonnx_makes_of_it(make_module, subnets):
-    """Its clean-up, shapes, data types and count of operations take the file, and it still gives the same logits."""
+    """Its clean-up, shapes, change to channels-last, data types and count of operations take the file."""
     subnet = next(subnet for subnet in subnets if subnet.depth == 1)
     module, x = make_module(subnet, images=8)
     model = ModelWrapper(build_qonnx(module))
@@ -127,6 +128,11 @@ def test_what_qonnx_makes_of_it(make_module, subnets):
         (logits,) = execute_onnx(clean, {clean.graph.input[0].name: x[:1].numpy()}).values()
     with torch.no_grad():
         np.testing.assert_allclose(logits, module(x[:1]).numpy(), atol=1e-5)
+    # its Conv cannot be executed where onnx is newer than ONNX Runtime, see `readable_nodes`
+    channels_last = clean.transform(ConvertToChannelsLastAndClean())
+    (conv,) = channels_last.get_nodes_by_op_type("Conv")
+    assert conv.domain == "qonnx.custom_op.channels_last"
+    assert channels_last.get_tensor_shape(conv.input[1])[-1] == subnet.in_chans
     typed = clean.transform(InferDataTypes(allow_scaledint_dtypes=True))
     cost = inference_cost(typed, discount_sparsity=False)["total_cost"]
     macs = {key.rsplit("_", 1)[1]: 0.0 for key in cost if key.startswith("op_mac")}
@@ -203,6 +209,7 @@ def described(model):
     return result
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_brevitas_writes_the_same_quant_nodes(brevitas, subnets, tmp_path):
     """The dialect is that of brevitas' exporter: a linear of 3 rows at 8 bits and 5 at 4, node by node."""

@@ -17,7 +17,6 @@ from supernet.data.config import DataConfig
 from supernet.data.digits import load
 from supernet.data.splits import open_test
 
-
 #: timm's readers leave it to the garbage collector to close files
 leaves_files_open = pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning",
