@@ -164,6 +164,6 @@ class Turns:
         return list(itertools.islice(self._limits, count))
 
 
-def as_array(genotypes: Sequence[Genotypes], space: SearchSpace) -> Genotypes:
+def as_array(genotypes: Sequence[Genotypes] | Sequence[Sequence[int]], space: SearchSpace) -> Genotypes:
     """Genotypes as one array (n, G), also when there are none."""
     return np.array(genotypes, dtype=np.int64).reshape(len(genotypes), len(space.gene_sizes))

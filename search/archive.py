@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable
 from operator import itemgetter
@@ -27,14 +28,14 @@ class LatencyArchive:
         self._bins: list[list[tuple[tuple[float, ...], float, Genotypes]]] = [[] for _ in range(len(self._edges) + 1)]
         self._depth = depth
 
-    def add(self, trial: Trial) -> None:
-        """Keeps the trial if it is among the best of its bin."""
-        # a latency equal to an edge belongs below it: it still meets that limit
-        position = bisect_right(self._edges, np.nextafter(trial.latency_ms, 0))
-        members = self._bins[position]
-        place = (*(-part for part in trial.quality), trial.index)
-        insort(members, (place, trial.latency_ms, np.array(trial.genotype, dtype=np.int64)), key=itemgetter(0))
-        del members[self._depth :]
+    def add(self, trials: Iterable[Trial], genotypes: Genotypes) -> None:
+        """Keeps those of the trials, with genotypes (N, G), that are among the best of their bins."""
+        for trial, genotype in zip(trials, genotypes, strict=True):
+            # a latency equal to an edge belongs below it: it still meets that limit
+            members = self._bins[bisect_right(self._edges, math.nextafter(trial.latency_ms, 0))]
+            place = (*(-part for part in trial.quality), trial.index)
+            insort(members, (place, trial.latency_ms, genotype), key=itemgetter(0))
+            del members[self._depth :]
 
     def ranked(self) -> tuple[Genotypes, FloatArray]:
         """All kept trials, best first: genotypes (n, G) and latency in ms (n,)."""

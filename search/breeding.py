@@ -15,13 +15,10 @@ is always computed by the cost model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from search.algorithm import FloatArray, SearchProblem
-from search.trial import Trial
 from supernet.space import Genotypes
 
 #: numbers of steps down that are tried for a child over its limit
@@ -29,9 +26,11 @@ _STEPS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
 #: children with more load than this are dropped: what is left of them after a repair has little of their parents
 _REPAIRABLE = 1.5
 #: random subnets over which latency slopes are fitted
-_SLOPE_SAMPLES = 1000
+_SLOPE_SAMPLES = 300
 #: spread of the noise on the order of steps, in units of the median ratio, so that children differ
 _NOISE = 0.5
+#: share of children with genes of two parents
+_CROSSED = 0.5
 #: share of children that are grown, and the most steps up
 _GROWN = 0.5
 _MOST_GROWTH = 12
@@ -43,38 +42,48 @@ class Breeder:
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         space = problem.space
+        self._room = space.gene_sizes - 1
         sample = space.sample(problem.rng, _SLOPE_SAMPLES)
         latency = problem.costs_of(sample).latency_ms
         finite = np.isfinite(latency)
-        self._saving = ridge_slopes(sample[finite], latency[finite], strength=1.0)
+        latencies = Sums(len(self._room))
+        latencies.add(sample[finite], latency[finite])
+        saving = ridge_slopes(*latencies.centred(), strength=1.0)
         # A step down never costs latency; a slope that says so is noise about a gene that hardly matters.
-        self._saving = np.maximum(self._saving, 1e-6 * self._saving.max(initial=0) + 1e-12)
-        self._loss = self._saving.copy()
-        self._genotypes = np.empty((0, len(space.gene_sizes)), dtype=np.int64)  # of the trials so far
-        self._accuracy = np.empty(0)
+        self._saving = np.maximum(saving, 1e-6 * saving.max(initial=0) + 1e-12)
+        self._scores = Sums(len(self._room))  # of the trials so far
+        self._set_loss(self._saving)
 
-    def learn(self, trials: Sequence[Trial]) -> None:
-        """Fits the accuracy that a step of each gene is worth to these trials and all before."""
-        if not trials:
+    def learn(self, genotypes: Genotypes, scores: FloatArray) -> None:
+        """Fits the score that a step of each gene is worth to trials (N, G), (N,) and all before."""
+        if not len(genotypes):
             return
-        self._genotypes = np.concatenate([self._genotypes, [trial.genotype for trial in trials]])
-        self._accuracy = np.concatenate([self._accuracy, [trial.score for trial in trials]])
-        genotypes, accuracy = self._genotypes, self._accuracy
-        latency = genotypes @ self._saving
-        spread = latency.var()
-        per_ms = max(0.0, float(np.cov(latency, accuracy, bias=True)[0, 1] / spread)) if spread > 0 else 0.0
-        rest = ridge_slopes(genotypes, accuracy - per_ms * latency, strength=float(len(genotypes)) ** 0.5)
-        self._loss = per_ms * self._saving + rest
+        self._scores.add(genotypes, scores)
+        gram, products = self._scores.centred()
+        saving = self._saving
+        spread = float(saving @ gram @ saving)
+        per_ms = max(0.0, float(saving @ products) / spread) if spread > 0 else 0.0
+        rest = ridge_slopes(gram, products - per_ms * (gram @ saving), strength=self._scores.count**0.5)
+        self._set_loss(per_ms * saving + rest)
+
+    def _set_loss(self, loss: FloatArray) -> None:
+        self._ratio = loss / self._saving
+        middle = len(loss) // 2
+        self._spread = _NOISE * float(np.partition(np.abs(self._ratio), middle)[middle])
 
     def children(self, parents: Genotypes, partners: Genotypes, *, probability: float) -> Genotypes:
         """One child of each pair, shape (N, G): by mutation, for half of them with crossover, for half with growth."""
-        space, rng = self._problem.space, self._problem.rng
-        crossed = np.where(rng.random((len(parents), 1)) < 0.5, space.crossover(parents, partners, rng), parents)
-        children = space.mutate(crossed, rng, probability=probability)
-        steps = np.where(rng.random(len(parents)) < _GROWN, rng.integers(1, _MOST_GROWTH + 1, size=len(parents)), 0)
-        room = space.gene_sizes - 1
-        up = self._ranks(-1, children < room) < steps[:, None]
-        return space.canonical(np.minimum(children + up, room))
+        rng, room, count = self._problem.rng, self._room, len(parents)
+        crossed, grown = rng.random((2, count)) < ((_CROSSED,), (_GROWN,))
+        swapped, redrawn = rng.random((2, *parents.shape))
+        children = np.where((swapped < 0.5) & crossed[:, None], partners, parents)
+        redrawn /= probability  # of those below 1, which are redrawn, it is as good as a new number
+        children = np.where(redrawn < 1, (redrawn * (room + 1)).astype(np.int64), children)
+        order = self._order(-1, children < room)
+        steps = rng.integers(1, min(_MOST_GROWTH, len(room)) + 1, size=count)
+        last = np.sort(order, axis=1)[np.arange(count), steps - 1]
+        up = (order <= last[:, None]) & grown[:, None]
+        return self._problem.space.canonical(np.minimum(children + up, room))
 
     def fitted(self, candidates: Genotypes, goals_ms: FloatArray) -> tuple[Genotypes, FloatArray, Genotypes]:
         """The candidates (N, G) that meet their goals (N,), as they are or repaired.
@@ -102,28 +111,41 @@ class Breeder:
 
     def _shrunk(self, candidates: Genotypes) -> Genotypes:
         """Each of the candidates (R, G) after 1, 2, 3, 4, 6, … steps down, canonical, shape (R, S, G)."""
-        down = self._ranks(1, candidates > 0)[:, None, :] < _STEPS[None, :, None]
-        shrunk = np.maximum(candidates[:, None, :] - down, 0)
+        order = self._order(1, candidates > 0)
+        last = np.sort(order, axis=1)[:, np.minimum(_STEPS, order.shape[1]) - 1]
+        shrunk = np.maximum(candidates[:, None, :] - (order[:, None, :] <= last[:, :, None]), 0)
         flat = self._problem.space.canonical(shrunk.reshape(-1, shrunk.shape[-1]))
         return np.asarray(flat.reshape(shrunk.shape))
 
-    def _ranks(self, sign: int, possible: NDArray[np.bool_]) -> Genotypes:
-        """The place of each gene (N, G) in the noisy order of accuracy per ms, ascending for a `sign` of 1.
-
-        Genes that cannot make a step come last.
-        """
-        ratio = self._loss / self._saving
-        noise = self._problem.rng.normal(size=possible.shape) * _NOISE * np.median(np.abs(ratio))
-        order = np.where(possible, sign * ratio + noise, np.inf).argsort(axis=1)
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None, :], axis=1)
-        return ranks
+    def _order(self, sign: int, possible: NDArray[np.bool_]) -> FloatArray:
+        """What orders steps of genes (N, G): noisy score per ms, for a `sign` of 1 ascending; impossible ones last."""
+        noise = self._problem.rng.standard_normal(possible.shape)
+        return np.where(possible, sign * self._ratio + self._spread * noise, np.inf)
 
 
-def ridge_slopes(genotypes: Genotypes, values: FloatArray, *, strength: float) -> FloatArray:
-    """Slopes (G,) of a ridge regression of `values` (N,) on the choice indices of `genotypes` (N, G)."""
-    if len(genotypes) == 0:
-        return np.zeros(genotypes.shape[1])
-    x = genotypes - genotypes.mean(axis=0)
-    gram = x.T @ x + strength * np.eye(x.shape[1])
-    return np.asarray(np.linalg.solve(gram, x.T @ (values - values.mean())))
+class Sums:
+    """Sums over genotypes and a value of each, all that a regression needs; they do not grow with the genotypes."""
+
+    def __init__(self, genes: int) -> None:
+        self.count = 0
+        self._sum, self._square = np.zeros(genes), np.zeros((genes, genes))
+        self._value, self._product = 0.0, np.zeros(genes)
+
+    def add(self, genotypes: Genotypes, values: FloatArray) -> None:
+        """Adds genotypes (N, G) with values (N,)."""
+        x = genotypes.astype(np.float64)
+        self.count += len(x)
+        self._sum += x.sum(axis=0)
+        self._square += x.T @ x
+        self._value += float(values.sum())
+        self._product += values @ x
+
+    def centred(self) -> tuple[FloatArray, FloatArray]:
+        """Products of the genes with each other (G, G) and with the values (G,), summed, all less their means."""
+        mean = self._sum / max(self.count, 1)
+        return self._square - np.outer(mean, self._sum), self._product - mean * self._value
+
+
+def ridge_slopes(gram: FloatArray, products: FloatArray, *, strength: float) -> FloatArray:
+    """Slopes (G,) of a ridge regression on choice indices, from the sums of `Sums.centred`."""
+    return np.asarray(np.linalg.solve(gram + strength * np.eye(len(gram)), products))

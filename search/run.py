@@ -194,6 +194,7 @@ class _Part:
         leaders: dict[float, Trial] = {}  # the best so far under each limit
         for trial in problem.known_within():
             self._lead(leaders, trial)
+        summary = _summary(leaders)
         stopped: str | None = None
         while len(trials) < evaluations:
             genotypes = algorithm.ask(min(config.population, evaluations - len(trials)))
@@ -212,20 +213,23 @@ class _Part:
             incumbents = [leaders.get(limit_ms) for limit_ms in tightest]
             for trial in ledger.measure(genotypes, latency_ms, incumbents, start=told, generation=generation):
                 trials.append(trial)
-                self._lead(leaders, trial)
-                progress(len(trials), config.evaluations, _summary(leaders))
+                if self._lead(leaders, trial):
+                    summary = _summary(leaders)
+                progress(len(trials), config.evaluations, summary)
             algorithm.tell(trials[told:])
             if observe is not None:
                 observe(trials[told:])
             generation += 1
         return _Found(trials=trials, report=algorithm.report(), stopped=stopped)
 
-    def _lead(self, leaders: dict[float, Trial], trial: Trial) -> None:
-        """Makes the trial the leader under each limit where it is the best one measured in full."""
+    def _lead(self, leaders: dict[float, Trial], trial: Trial) -> bool:
+        """Makes the trial the leader under each limit where it is the best one measured in full; says if it is one."""
+        led = False
         for limit_ms in self.limits_ms:
             leader = leaders.get(limit_ms)
             if trial.complete and trial.latency_ms <= limit_ms and (leader is None or trial.quality > leader.quality):
-                leaders[limit_ms] = trial
+                leaders[limit_ms], led = trial, True
+        return led
 
     def with_finalists(self, trials: list[Trial], ledger: Ledger) -> list[Trial]:
         """The trials, with those measured in full that are among the best for a target by their estimates."""
@@ -264,21 +268,23 @@ class Ledger:
             incumbents: what each is to race against, N of them; without one it is measured in full.
         """
         subnets = [self._space.decode(genotype) for genotype in genotypes]
-        known = [self._known.get(subnet.digest) for subnet in subnets]
+        digests = [subnet.digest for subnet in subnets]
+        known = [self._known.get(digest) for digest in digests]
+        bests = {trial: self._subnet(trial) for trial in set(incumbents or []) if trial is not None}
         measured = self._evaluator.outcomes(
             [
-                Job(subnet=subnet, incumbent=None if incumbent is None else self._subnet(incumbent))
+                Job(subnet=subnet, incumbent=None if incumbent is None else bests[incumbent])
                 for subnet, incumbent, outcome in zip(subnets, incumbents or [None] * len(subnets), known, strict=True)
                 if outcome is None
             ]
         )
-        rows = zip(genotypes, subnets, latency_ms.tolist(), known, strict=True)
-        for index, (genotype, subnet, latency, before) in enumerate(rows, start=start):
+        rows = zip(genotypes, digests, latency_ms.tolist(), known, strict=True)
+        for index, (genotype, digest, latency, before) in enumerate(rows, start=start):
             outcome = next(measured) if before is None else before
             trial = Trial(
                 index=index,
                 generation=generation,
-                digest=subnet.digest,
+                digest=digest,
                 genotype=tuple(genotype.tolist()),
                 latency_ms=latency,
                 **_figures(outcome),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from supernet.subnet import Subnet
@@ -40,7 +40,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in `trials.jsonl`; `complete` only where it is false, `val_kl` only where it was measured."""
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = {name: getattr(self, name) for name in self.__slots__}
         usual = {"complete": True, "val_kl": None}
         return {name: value for name, value in data.items() if name not in usual or value != usual[name]}
 

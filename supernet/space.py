@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -161,11 +162,7 @@ class SearchSpace:
 
     def canonical(self, genotypes: Genotypes) -> Genotypes:
         """The genotypes (N, G) with the genes of blocks beyond the depth set to 0."""
-        depth = np.array(self.depth)[genotypes[:, 2]]
-        block_of_gene = np.repeat(np.arange(self.max_depth), len(BLOCK_GENES))
-        result = genotypes.copy()
-        result[:, 3:][block_of_gene[None, :] >= depth[:, None]] = 0
-        return result
+        return genotypes * _active_genes(self)[genotypes[:, 2]]
 
     def sample(self, rng: np.random.Generator, count: int) -> Genotypes:
         """`count` canonical genotypes, every gene drawn uniformly and independently, shape (count, G)."""
@@ -192,25 +189,17 @@ class SearchSpace:
 
     def decode(self, genotype: Genotypes) -> Subnet:
         """The subnet of one genotype, shape (G,)."""
-        image_size, embed_dim = self.image_size[genotype[0]], self.embed_dim[genotype[1]]
-        blocks = []
-        for b in range(self.depth[genotype[2]]):
-            start = 3 + b * len(BLOCK_GENES)
-            heads, mlp, operator, *ratios = (int(i) for i in genotype[start : start + len(BLOCK_GENES)])
-            qkv, proj, fc1, fc2 = (self.high_precision_ratio[i] for i in ratios)
-            blocks.append(
-                BlockChoice(
-                    num_heads=self._heads(heads, embed_dim),
-                    mlp_ratio=self.mlp_ratio[mlp],
-                    operator=self.operator[operator],
-                    qkv_ratio=qkv,
-                    proj_ratio=proj,
-                    fc1_ratio=fc1,
-                    fc2_ratio=fc2,
-                )
-            )
+        genes = genotype.tolist()
+        embed_dim = self.embed_dim[genes[1]]
+        known, blocks = _known_blocks(self), []
+        for start in range(3, 3 + self.depth[genes[2]] * len(BLOCK_GENES), len(BLOCK_GENES)):
+            key = (embed_dim, *genes[start : start + len(BLOCK_GENES)])
+            block = known.get(key)
+            if block is None:
+                known[key] = block = self._block(*key)
+            blocks.append(block)
         return Subnet(
-            image_size=image_size,
+            image_size=self.image_size[genes[0]],
             patch_size=self.patch_size,
             in_chans=self.in_chans,
             num_classes=self.num_classes,
@@ -273,6 +262,19 @@ class SearchSpace:
             high_precision_ratio=np.array(self.high_precision_ratio, dtype=np.float64)[genes[:, :, 3:]],
         )
 
+    def _block(self, embed_dim: int, heads: int, mlp: int, operator: int, *ratios: int) -> BlockChoice:
+        """The block with these choices, of a subnet of that width."""
+        qkv, proj, fc1, fc2 = (self.high_precision_ratio[i] for i in ratios)
+        return BlockChoice(
+            num_heads=self._heads(heads, embed_dim),
+            mlp_ratio=self.mlp_ratio[mlp],
+            operator=self.operator[operator],
+            qkv_ratio=qkv,
+            proj_ratio=proj,
+            fc1_ratio=fc1,
+            fc2_ratio=fc2,
+        )
+
     def _heads(self, index: int, embed_dim: int) -> int:
         if self.num_heads == "embed":
             return embed_dim // self.head_dim
@@ -283,3 +285,18 @@ class SearchSpace:
         if value not in choices:
             raise UsageError(f"subnet is outside the space: {name} is {value}, the space has {list(choices)}")
         return choices.index(value)
+
+
+@lru_cache(maxsize=16)
+def _active_genes(space: SearchSpace) -> Genotypes:
+    """1 for the genes that matter at each choice of depth, else 0, shape (depths, G)."""
+    block_of_gene = np.repeat(np.arange(space.max_depth), len(BLOCK_GENES))
+    active = np.ones((len(space.depth), len(space.gene_sizes)), dtype=np.int64)
+    active[:, len(GLOBAL_GENES) :] = block_of_gene < np.array(space.depth)[:, None]
+    return active
+
+
+@lru_cache(maxsize=16)
+def _known_blocks(space: SearchSpace) -> dict[tuple[int, ...], BlockChoice]:
+    """The blocks of a space that have been asked for, by width and genes: making one takes longer than finding it."""
+    return {}

@@ -3,7 +3,7 @@ import pytest
 
 from search.algorithm import SearchProblem
 from search.archive import LatencyArchive
-from search.breeding import Breeder, ridge_slopes
+from search.breeding import Breeder, Sums, ridge_slopes
 from search.config import Limits, SearchConfig, Target
 from search.limits import Feasibility, costs_function
 from search.trial import Trial
@@ -46,8 +46,40 @@ def test_what_meets_its_goal_is_left_alone(problem, space):
 
 def test_slopes_of_a_linear_function_are_found(rng):
     genotypes = rng.integers(0, 3, size=(500, 4))
-    slopes = ridge_slopes(genotypes, genotypes @ [1.0, -2.0, 0.0, 3.0] + 7, strength=1e-6)
-    np.testing.assert_allclose(slopes, [1, -2, 0, 3], atol=1e-6)
+    values = genotypes @ [1.0, -2.0, 0.0, 3.0] + 7
+    sums = Sums(4)
+    for part in (slice(0, 100), slice(100, 500)):
+        sums.add(genotypes[part], values[part])
+    np.testing.assert_allclose(ridge_slopes(*sums.centred(), strength=1e-6), [1, -2, 0, 3], atol=1e-6)
+
+
+def test_a_repair_spares_what_accuracy_needs(problem, space):
+    genotypes = space.sample(problem.rng, 400)
+    gene = 3 + space.gene_sizes[3:].argmax()  # of the first block: always active
+    candidates = genotypes[genotypes[:, gene] > 0]
+    goals = np.nextafter(problem.costs_of(candidates).latency_ms, 0)
+
+    def shrunk(worth):
+        breeder = Breeder(problem)
+        breeder.learn(genotypes, 0.5 + worth * genotypes[:, gene])
+        fitted, _, source = breeder.fitted(candidates, goals)
+        return (fitted[:, gene] < candidates[source, gene]).mean()
+
+    assert shrunk(0.1) < 0.1
+    assert shrunk(-0.1) > 0.5
+
+
+def test_children_have_genes_of_their_parents(problem, space):
+    parents, partners = space.sample(problem.rng, 200), space.sample(problem.rng, 200)
+    parents[:, 2] = partners[:, 2] = space.gene_sizes[2] - 1  # all blocks
+    children = Breeder(problem).children(parents, partners, probability=1e-9)
+    np.testing.assert_array_equal(space.canonical(children), children)
+    ours, theirs = children == parents, children == partners
+    grown = ((children - np.maximum(parents, partners)) > 0).any(axis=1)
+    assert 0.3 < grown.mean() < 0.7
+    assert (ours | theirs)[~grown].mean() > 0.95  # growth from the smaller one may hide in those
+    crossed = (~ours & theirs)[~grown].any(axis=1)
+    assert 0.3 < crossed.mean() < 0.7
 
 
 def trial(index, latency_ms, accuracy):
@@ -64,8 +96,10 @@ def trial(index, latency_ms, accuracy):
 
 def test_an_archive_keeps_the_best_of_each_bin():
     archive = LatencyArchive(fastest_ms=1.0, limits_ms=[2.0, 33.0], depth=2)
-    for index, (latency_ms, accuracy) in enumerate([(1.5, 0.1), (1.5, 0.3), (1.5, 0.2), (2.0, 0.05), (32.5, 0.9)]):
-        archive.add(trial(index, latency_ms, accuracy))
+    figures = [(1.5, 0.1), (1.5, 0.3), (1.5, 0.2), (2.0, 0.05), (32.5, 0.9)]
+    trials = [trial(index, latency_ms, accuracy) for index, (latency_ms, accuracy) in enumerate(figures)]
+    archive.add(trials[:2], np.array([[0], [1]]))
+    archive.add(trials[2:], np.array([[2], [3], [4]]))
     genotypes, latency = archive.ranked()
     assert genotypes[:, 0].tolist() == [4, 1, 2]  # 2.0 ms meets its limit, hence shares the bin of 1.5 ms
     assert latency.tolist() == [32.5, 1.5, 1.5]
