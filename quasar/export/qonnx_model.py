@@ -14,8 +14,8 @@ between the nodes are the values, not the codes. The rest is standard ONNX.
   where qonnx's ChangeBatchSize changes it.
 
 The dialect is what brevitas 0.13 writes: the domain, attributes, scalar zero points and bit widths. Its exporter is not
-used, because it traces modules of its own, which the subnet would first have to be copied into (two for each linear),
-takes three more packages, and names tensors by its trace; a test compares the two, node by node.
+used: the subnet would first have to be copied into modules of its own, two for each linear; it needs onnxoptimizer and
+an old setuptools; and it names tensors by its trace. A test compares the two, node by node.
 """
 
 from __future__ import annotations

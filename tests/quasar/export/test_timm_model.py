@@ -152,6 +152,7 @@ def test_accuracy_as_timm_validates(folder, images_root):
         batch_size=8,
         use_prefetcher=False,
         num_workers=0,
+        persistent_workers=False,
         device=torch.device("cpu"),
         **config,
     )
