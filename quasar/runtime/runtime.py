@@ -203,18 +203,18 @@ class Runtime:
         return Prediction(subnet=served.name, logits=logits, latency_ms=elapsed_ms)
 
     def _prepared(self, images: Tensor | NDArray[Any]) -> Tensor:
-        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-        if array.dtype == np.uint8:
-            return self.preprocessing.pixels(array)
-        if array.dtype != np.float32 or array.ndim != 4 or 0 in array.shape:
+        dtype = str(images.dtype).removeprefix("torch.")
+        if dtype == "uint8":
+            return self.preprocessing.pixels(np.asarray(images))
+        if dtype != "float32" or images.ndim != 4 or 0 in images.shape:
             raise UsageError(
-                f"images must be float32 (B, C, H, W) or uint8 (B, H, W, C), not {array.dtype} {array.shape}"
+                f"images must be float32 (B, C, H, W) or uint8 (B, H, W, C), not {dtype} {tuple(images.shape)}"
             )
-        if array.shape[1] != self.preprocessing.in_chans:
+        if images.shape[1] != self.preprocessing.in_chans:
             raise UsageError(
-                f"the images have {array.shape[1]} channels, the network takes {self.preprocessing.in_chans}"
+                f"the images have {images.shape[1]} channels, the network takes {self.preprocessing.in_chans}"
             )
-        return torch.tensor(array)
+        return images.detach().cpu() if isinstance(images, Tensor) else torch.tensor(images)
 
     @torch.inference_mode()
     def calibrate(self, *, images: int = 1, repeats: int = 9, quantile: float = 0.5) -> dict[str, float]:

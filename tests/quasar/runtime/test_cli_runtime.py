@@ -1,6 +1,5 @@
 """`quasar follow` and `quasar serve`: what they print, and how they end."""
 
-import json
 import shutil
 import sys
 
@@ -34,15 +33,15 @@ def test_follow_reports_the_trace_beside_every_subnet(cli, trace, folders, bundl
     assert document["best_static"] is None
     assert document["controller"]["missed"] == 1
     assert document["controller"]["switches"] == 2
-    assert {name: use["images"] for name, use in document["controller"]["subnets"].items()} == {"s7": 2, fastest: 1}
-    energy = 2 * cost["s7"]["energy_mj"] + cost[fastest]["energy_mj"]
+    assert {name: use["images"] for name, use in document["controller"]["subnets"].items()} == {"s4": 2, fastest: 1}
+    energy = 2 * cost["s4"]["energy_mj"] + cost[fastest]["energy_mj"]
     assert document["controller"]["energy_mj"] == pytest.approx(energy)
     assert set(document["static"]) == set(cost)
 
     text = cli("follow", trace, *folders, "--fps", 10)
     assert text.code == 0
     assert "2 switches; no subnet alone meets every budget" in text.out
-    assert "s7: 11 images" in text.out
+    assert "s4: 11 images" in text.out
 
 
 def test_a_run_folder_stands_for_its_bundles(cli, trace, folders, tmp_path):
@@ -90,8 +89,8 @@ def test_an_address_in_use_is_refused_at_once(cli, folders):
     assert "--port" in result.error
 
 
-@pytest.mark.parametrize("option", [("--latency-ms", 0), ("--energy-mj", "nan"), ("--max-megapixels", 0)])
-def test_options_out_of_range_are_refused(cli, folders, option):
-    result = cli("serve", *folders, "--port", 0, *option)
-    assert result.code == 2
-    assert json.loads(cli("serve", *folders, "--port", 0, *option, "--json").out)["exit_code"] == 2
+def test_options_out_of_range_are_refused(cli, folders):
+    for option in (("--latency-ms", 0), ("--energy-mj", "nan"), ("--max-megapixels", 0)):
+        result = cli("serve", folders[0], "--port", 0, *option)
+        assert result.code == 2
+        assert "must be" in result.error

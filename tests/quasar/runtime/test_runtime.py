@@ -24,7 +24,7 @@ class Operations(TorchDispatchMode):
 
 def test_the_most_accurate_subnet_is_first_and_a_budget_chooses_by_cost(runtime, bundles):
     cost = {bundle.folder.name: bundle.manifest.cost for bundle in bundles}
-    assert runtime.current == "s7"
+    assert runtime.current == "s4"
     assert list(runtime.subnets) == sorted(cost, key=lambda name: cost[name]["latency_ms"])
     for limit in ("latency_ms", "energy_mj"):
         for bundle in bundles:
@@ -53,11 +53,11 @@ def test_measured_costs_come_from_this_host(runtime):
     assert (choice.offer.subnet, choice.offer.latency_ms, choice.met) == (fastest, measured[fastest], False)
 
 
-@pytest.mark.parametrize("budget", [{}, {"latency_ms": 0}, {"energy_mj": float("nan")}])
-def test_a_wrong_budget_changes_nothing(runtime, budget):
+def test_a_wrong_budget_changes_nothing(runtime):
     runtime.switch("s2")
-    with pytest.raises(UsageError, match="budget"):
-        runtime.set_budget(**budget)
+    for budget in ({}, {"latency_ms": 0}, {"energy_mj": float("nan")}):
+        with pytest.raises(UsageError, match="budget"):
+            runtime.set_budget(**budget)
     assert runtime.current == "s2"
 
 
@@ -95,21 +95,19 @@ def test_raw_pixels_are_normalised_as_the_bundle_says(runtime):
     assert torch.equal(runtime.predict(pixels[0]).logits, runtime.predict(pixels[:1]).logits)
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
+def test_images_of_another_type_or_shape_are_refused(runtime):
+    for images, message in (
         (torch.zeros(1, 3, 8, 8), "have 3 channels, the network takes 1"),
         (torch.zeros(1, 8, 8), r"must be float32 \(B, C, H, W\) or uint8"),
         (torch.zeros(0, 1, 8, 8), r"not float32 \(0, 1, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.float64), "not float64"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16), "not bfloat16"),
+        (np.zeros((1, 1, 8, 8)), "not float64"),
         (np.zeros((1, 8, 8, 3), dtype=np.uint8), "has 3 channels"),
         (np.zeros((8, 8), dtype=np.uint8), r"not \(8, 8\)"),
         (np.zeros((1, 1, 8, 8), dtype=np.uint8), "1 or 3 channels"),
-    ],
-)
-def test_images_of_another_type_or_shape_are_refused(runtime, images, message):
-    with pytest.raises(UsageError, match=message):
-        runtime.predict(images)
+    ):
+        with pytest.raises(UsageError, match=message):
+            runtime.predict(images)
 
 
 def test_a_switch_does_nothing_with_tensors(runtime):
@@ -138,8 +136,8 @@ def test_a_prediction_ends_on_the_subnet_that_it_began_with(runtime, bundles, mo
     thread = threading.Thread(target=lambda: results.append(runtime.predict(image)))
     thread.start()
     assert begun.wait(30)
-    runtime.switch("s7")
-    assert runtime.predict(image).subnet == "s7"
+    runtime.switch("s4")
+    assert runtime.predict(image).subnet == "s4"
     assert runtime.stats()["in_flight"] == 1
     go_on.set()
     thread.join()
@@ -149,7 +147,7 @@ def test_a_prediction_ends_on_the_subnet_that_it_began_with(runtime, bundles, mo
     assert torch.equal(results[0].logits, expected)
     stats = runtime.stats()
     assert stats["in_flight"] == 0
-    assert {name: count for name, count in stats["predictions"].items() if count} == {"s0": 1, "s7": 1}
+    assert {name: count for name, count in stats["predictions"].items() if count} == {"s0": 1, "s4": 1}
 
 
 def _wrong_answers(runtime, bundles, *, switches):

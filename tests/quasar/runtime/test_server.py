@@ -219,7 +219,7 @@ def test_a_budget_changes_who_answers(serve, runtime):
             assert message in reply.json["error"]
         assert client("POST", "/budget", "{", "application/json").status == 422
         stats = client("GET", "/stats").json
-    assert stats["current"] == "s7"
+    assert stats["current"] == "s4"
     assert stats["choice"]["budget"] == {"energy_mj": 1000}
     assert stats["switches"] == 2
 
@@ -230,8 +230,8 @@ def test_metrics_health_and_page(serve, runtime):
         metrics = client("GET", "/metrics")
         assert metrics.headers["Content-Type"].startswith("text/plain")
         values = dict(line.rsplit(" ", 1) for line in metrics.body.decode().splitlines() if not line.startswith("#"))
-        assert float(values['quasar_predictions_total{subnet="s7"}']) == 1
-        assert float(values['quasar_current{subnet="s7"}']) == 1
+        assert float(values['quasar_predictions_total{subnet="s4"}']) == 1
+        assert float(values['quasar_current{subnet="s4"}']) == 1
         assert float(values["quasar_request_seconds_count"]) == 1
         assert float(values["quasar_pending"]) == 0
         assert client("GET", "/healthz").json == {"status": "ok"}
