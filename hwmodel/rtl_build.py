@@ -188,7 +188,7 @@ class _Verilator:
         command = [self.program, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal"]
         command += ["--top-module", design.top, "--prefix", "Vmodel", "-o", _PROGRAM, "-Mdir", str(folder)]
         # Registers start with random values, so that nothing can lean on an initial zero.
-        command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_GLOBAL=-O2"]
+        command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O1 OPT_GLOBAL=-O1"]
         command += [f"-G{name}={value}" for name, value in design.parameters]
         command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in design.defines)]
         command += map(str, (*design.waivers, *design.modules, design.bench))

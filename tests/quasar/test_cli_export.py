@@ -1,6 +1,7 @@
 """`quasar export` on a finished run: any subnet of the space, and the forms that are asked for."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,18 @@ def test_targets_with_the_forms_that_are_asked_for(cli, run):
 def test_a_damaged_bundle_of_a_run_is_named(refused, run):
     (run / "export" / TARGET / "manifest.json").unlink()
     assert f"{TARGET}/manifest.json: is missing" in refused(3, "verify", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("command", ["a new bundle", "in place of another"])
+def test_a_killed_export_leaves_no_bundle(start_stopping, cli, run, contents, how, command):
+    arguments = ("--subnet", "max") if command == "a new bundle" else ("--overwrite",)
+    before = contents(run)
+    process = start_stopping("export", run, *arguments, where="os:fsync", count=5)
+    process.end(how)
+    left = {name: content for name, content in contents(run).items() if not name.startswith("export/.")}
+    assert left == before
+    assert how == signal.SIGKILL or contents(run) == before  # what can, tidies up
+    assert cli("verify", run).code == 0
+    assert cli("export", run, *arguments).code == 0
