@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ from hwmodel.errors import UsageError
 from hwmodel.integer import Int8Array
 from quasar.export.bundle import Bundle
 from supernet.integer_vit import IntegerViT
+from supernet.lowering import lower
 from supernet.standalone import SubnetViT
 
 #: how far the accuracies of two forms of a network may lie apart, in points of per cent
@@ -21,6 +22,9 @@ TOLERANCE_POINTS = 0.3
 #: where the rounding differs on purpose, so many images may differ in any case: on a small split one image is more than
 #: the tolerance
 TOLERATED_IMAGES = 3
+#: multiply-accumulates that a slow form may spend on a split: the whole of a small one for small networks, 32 images of
+#: 224 pixels for DeiT-tiny
+SLOW_MACS = 4e10
 
 Figures = Mapping[str, float | int | None]
 
@@ -55,6 +59,13 @@ class Batch:
     codes: Int8Array
     logits: NDArray[np.int16]
 
+    def first(self, limit: int | None, *, seen: int) -> Batch:
+        """What is within the first `limit` images of the split, of which `seen` came before."""
+        if limit is None:
+            return self
+        kept = slice(max(limit - seen, 0))
+        return Batch(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
@@ -72,6 +83,11 @@ class Subject:
     network: IntegerViT
     tensors: Mapping[str, NDArray[Any]]
     simulate: bool
+
+    @property
+    def few_images(self) -> int:
+        """How many images a slow form is run on."""
+        return max(1, int(SLOW_MACS / lower(self.bundle.config.subnet).macs))
 
     @property
     def golden_images(self) -> Int8Array:
@@ -135,6 +151,7 @@ class Accuracy:
         run: logits as values (N, classes) of a batch.
         images: so many images may differ in any case.
         prefix: of the names of its figures.
+        limit: only the first so many images of the split.
         figures: more of them.
     """
 
@@ -144,13 +161,17 @@ class Accuracy:
         *,
         images: int = 0,
         prefix: str,
+        limit: int | None = None,
         figures: Figures = MappingProxyType({}),
     ) -> None:
-        self._run, self._images, self._prefix, self._figures = run, images, prefix, figures
+        self._run, self._images, self._prefix, self._limit, self._figures = run, images, prefix, limit, figures
         self._own, self._subnet = Tally(), Tally()
 
     def see(self, batch: Batch) -> None:
         """Runs the form."""
+        batch = batch.first(self._limit, seen=self._own.images)
+        if not len(batch.labels):
+            return
         self._own.add(self._run(batch), batch.labels, batch.outputs)
         self._subnet.add(batch.outputs, batch.labels, batch.outputs)
 

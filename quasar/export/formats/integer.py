@@ -74,9 +74,9 @@ class Runtime:
 
     def see(self, batch: Batch) -> None:
         """Runs the model with INT4."""
-        own = slice(None if self._limit is None else max(self._limit - self._tally.images, 0))
-        if len(batch.codes[own]):
-            self._tally.add(self._run(batch.codes[own])[0], batch.labels[own], batch.logits[own])
+        batch = batch.first(self._limit, seen=self._tally.images)
+        if len(batch.codes):
+            self._tally.add(self._run(batch.codes)[0], batch.labels, batch.logits)
 
     def verdict(self) -> Verdict:
         """Compares all tensors of the golden image too, of both models."""
