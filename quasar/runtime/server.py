@@ -44,6 +44,8 @@ _IMAGE_TYPES = ("image/png", "image/jpeg", "application/octet-stream")
 _FORM_TYPE = "multipart/form-data"
 #: classes in an answer
 _TOP = 5
+#: so many more files may be on their way than can be pending, lest slow clients keep others out
+_MORE_UPLOADS = 32
 #: how long what is left of a refused request is read
 _DROP_S = 2.0
 #: the weight of the newest request in the mean service time
@@ -126,8 +128,8 @@ class Desk:
 
     async def answer(self, headers: Headers, body: AsyncIterator[bytes]) -> dict[str, Any]:
         """The prediction for the image in a request; raises `_RefusedError`."""
-        self._check_room(max(self.pending, self._uploads))
-        self._uploads += 1  # of files that are on their way there are no more than can be pending
+        self._check_room(max(self.pending, self._uploads - _MORE_UPLOADS))
+        self._uploads += 1
         try:
             data = await self._file(headers, body)
         finally:

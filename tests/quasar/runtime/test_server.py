@@ -181,9 +181,10 @@ def test_a_full_queue_gets_503_and_who_was_accepted_is_answered(serve, held):
 
 
 def test_a_slow_upload_is_given_up_and_keeps_no_place(serve):
-    with serve(queue=0, upload_s=0.2) as client, socket.create_connection(("127.0.0.1", client.port)) as slow:
+    with serve(queue=0, upload_s=0.5) as client, socket.create_connection(("127.0.0.1", client.port)) as slow:
         slow.settimeout(PATIENCE_S)
         slow.sendall(BEGUN)
+        assert client.predict(png(pixels())).status == 200
         assert slow.recv(4096).startswith(b"HTTP/1.1 408")
         assert client.predict(png(pixels())).status == 200
 
