@@ -49,6 +49,11 @@ class Design:
         """Of Verilator's warnings."""
         return sorted(self.bench.parent.glob("*.vlt"))
 
+    @property
+    def headers(self) -> list[Path]:
+        """Of the bench."""
+        return sorted(self.bench.parent.glob("*.h"))
+
 
 class Simulator(Protocol):
     """A program that turns Verilog into C++."""
@@ -83,7 +88,7 @@ def build(
     """
     generator = find_simulator(simulator)
     compiler = tool("g++", package="g++")
-    folder = folder or RTL_FOLDER
+    folder = (folder or RTL_FOLDER).resolve()
     design = Design(
         top=top,
         modules=tuple(modules_under(top, folder)),
@@ -94,7 +99,7 @@ def build(
     key = (generator.name, compiler, top, design.parameters, bench, design.defines)
     digest = hashlib.sha256(repr(key).encode())
     # this file itself stands for the options of the compilers
-    for source in (Path(__file__), *design.waivers, *sorted(folder.glob("*.h")), *design.modules, design.bench):
+    for source in (Path(__file__), *design.waivers, *design.headers, *design.modules, design.bench):
         digest.update(source.name.encode() + source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quasar" / "rtl"
     program = cache / digest.hexdigest()[:24] / _PROGRAM
@@ -186,13 +191,16 @@ class _Verilator:
 
     def build(self, design: Design, folder: Path) -> None:
         command = [self.program, "--cc", "--exe", "--build", "--build-jobs", "2", "-Wno-fatal"]
-        command += ["--top-module", design.top, "--prefix", "Vmodel", "-o", _PROGRAM, "-Mdir", str(folder)]
+        command += ["--top-module", design.top, "--prefix", "Vmodel", "-o", _PROGRAM, "-Mdir", "."]
         # Registers start with random values, so that nothing can lean on an initial zero.
         command += ["--x-assign", "unique", "--x-initial", "unique", "-O2", "-MAKEFLAGS", "OPT_FAST=-O1 OPT_GLOBAL=-O1"]
         command += [f"-G{name}={value}" for name, value in design.parameters]
         command += ["-CFLAGS", " ".join(f"-D{name}={value}" for name, value in design.defines)]
-        command += map(str, (*design.waivers, *design.modules, design.bench))
-        run(command, what="the build of the simulation")
+        sources = (*design.waivers, *design.modules, design.bench)
+        for source in (*sources, *design.headers):  # make takes no path with a space
+            shutil.copy(source, folder)
+        command += [source.name for source in sources]
+        run(command, what="the build of the simulation", folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

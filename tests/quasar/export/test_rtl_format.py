@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ ACCELERATORS = {
 @pytest.fixture(scope="module")
 def exported(make_module, make_info, tmp_path_factory):
     """Gives the folder of a bundle with the RTL for an accelerator; each is made once."""
-    folder, made = tmp_path_factory.mktemp("rtl"), {}
+    folder, made = tmp_path_factory.mktemp("bundles with RTL"), {}
     subnet = next(
         subnet
         for subnet in map(SPACE.decode, SPACE.sample(np.random.default_rng(0), 200))
@@ -94,9 +95,9 @@ def test_places_are_those_of_the_tensors(exported, name):
         assert records[section.layer][f"{section.content}_bytes"] == section.bytes
 
 
-def simulated(folder):
-    """By `make` in a folder of its own: exit status, and cycles, model, outputs and wrong outputs of each layer."""
-    done = subprocess.run(["make", "-C", folder / "rtl"], capture_output=True, text=True, check=False)
+def simulated(folder, *variables):
+    """By `make`: exit status, and cycles, model, outputs and wrong outputs of each layer."""
+    done = subprocess.run(["make", "-C", folder / "rtl", *variables], capture_output=True, text=True, check=False)
     rows = re.findall(r"^(\S+) +(\d+) +(\d+) +(\d+) +(\d+)$", done.stdout, flags=re.MULTILINE)
     assert rows, done.stderr
     return done.returncode, {name: tuple(map(int, numbers)) for name, *numbers in rows}
@@ -156,8 +157,20 @@ def subject(exported):
 
 
 @pytest.mark.slow
-def test_it_is_simulated_on_request(subject):
-    verdict = begun(FORMATS["rtl"].checks["RTL"], subject)
+@pytest.mark.skipif(shutil.which("verilator") is None, reason="verilator is not installed")
+def test_make_builds_elsewhere_if_told_so(exported, tmp_path):
+    folder = exported("dual")
+    assert " " in str(folder)
+    status, layers = simulated(folder, f"BUILD={tmp_path / 'elsewhere'}")
+    assert (status, layers["all"][3]) == (0, 0)
+    load_bundle(folder)
+
+
+@pytest.mark.slow
+def test_it_is_simulated_on_request(subject, monkeypatch):
+    monkeypatch.chdir(subject.bundle.folder.parent)
+    here = dataclasses.replace(subject.bundle, folder=Path(subject.bundle.folder.name))
+    verdict = begun(FORMATS["rtl"].checks["RTL"], dataclasses.replace(subject, bundle=here))
     if verdict.status == "not checked":
         pytest.skip(verdict.detail)
     assert verdict.status == "passed", verdict.detail
