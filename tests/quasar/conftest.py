@@ -89,7 +89,8 @@ class Result:
         """The one line of an error, the last on stderr; above it there is nothing but progress and warnings."""
         *others, last = self.err.splitlines() or [""]
         assert last.startswith("error: "), self.err
-        assert all(line.startswith(("train: ", "search: ", "finetune: ", "export: ", "verify ", "warning: ")) for line in others)
+        expected = ("train: ", "search: ", "finetune: ", "export: ", "verify ", "warning: ")
+        assert all(line.startswith(expected) for line in others)
         return last
 
 
