@@ -95,7 +95,11 @@ def verify_bundle(
         tensors=_golden(bundle, network),
         simulate=simulate,
     )
-    checks = {name: begun(begin, subject) for name, begin in _all_checks(bundle).items()}
+    checks: dict[str, Inspection | Verdict] = {}
+    for name, begin in _all_checks(bundle).items():
+        if progress is not None:
+            progress(0, len(split), name)
+        checks[name] = begun(begin, subject)
     extracted = Tally()
     for x_BCHW, y_B in split.batches(batch_size):
         resized = resize_images(x_BCHW, subnet.image_size).contiguous()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hwmodel.errors import DamagedInputError
-from quasar.export.manifest import CORE_FILES, MANIFEST_SCHEMA
+from quasar.export.formats.registry import FORMATS
+from quasar.export.manifest import CORE_FILES, MANIFEST_SCHEMA, BundleConfig
 from quasar.export.weights_file import (
     ALIGNMENT,
     WeightsIndex,
@@ -72,15 +73,14 @@ def test_the_reader_in_the_docs_reads_it(networks, make_info, tmp_path, monkeypa
             np.testing.assert_array_equal(parameters[name], getattr(linear, name))
 
 
-def test_the_docs_name_every_key_and_content():
+def test_the_docs_name_every_key_content_and_form():
     schema = json.loads(files("quasar.export").joinpath(MANIFEST_SCHEMA).read_text())
     weights = schema["$defs"]["weights"]["properties"]
     contents = weights["sections"]["items"]["properties"]["content"]["enum"]
     text = DOCS.read_text(encoding="utf-8")
-    orders = weights["order"]["properties"]
-    missing = [key for key in (*schema["properties"], *orders, *contents) if f"`{key}`" not in text]
-    assert not missing
-    assert not [name for name in CORE_FILES if f"`{name}`" not in text]
+    configuration = [field.name for field in dataclasses.fields(BundleConfig)]
+    names = (*schema["properties"], *weights["order"]["properties"], *contents, *configuration, *CORE_FILES, *FORMATS)
+    assert not [name for name in names if f"`{name}`" not in text]
 
 
 def test_a_changed_integer_is_found(networks):
