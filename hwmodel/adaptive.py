@@ -101,7 +101,7 @@ class AdaptiveCostTable:
         self._bytes, self._byte_places = np.unique(population.part_activation_bytes, return_inverse=True)
         self._holding: dict[int, IntArray] = {}
 
-    def costs(self, parts: IntArray) -> FpgaCostBatch:
+    def costs(self, parts: IntArray, *, energy: bool = True) -> FpgaCostBatch:
         """See `CostTable`; networks that no design holds have the figures of the design with the fewest cycles."""
         chosen, fits = self.choose(parts)
         fits &= ~self._tables[0].part_too_wide[parts].any(axis=1)
@@ -109,7 +109,7 @@ class AdaptiveCostTable:
         latency_ms, energy_mj = np.zeros(len(parts)), np.zeros(len(parts))
         for design in np.unique(chosen):
             here = chosen == design
-            batch = self._tables[design].costs(parts[here])
+            batch = self._tables[design].costs(parts[here], energy=energy)
             cycles[here], latency_ms[here], energy_mj[here] = batch.cycles, batch.latency_ms, batch.energy_mj
         return FpgaCostBatch(cycles=cycles, latency_ms=latency_ms, energy_mj=energy_mj, fits=fits)
 

@@ -137,8 +137,8 @@ class FpgaCostBatch(CostBatch):
 class CostTable(Protocol):
     """The costs of the parts of one population, worked out once for all networks that consist of them."""
 
-    def costs(self, parts: IntArray) -> CostBatch:
-        """The costs of N networks, given by the numbers of their parts (N, S)."""
+    def costs(self, parts: IntArray, *, energy: bool = True) -> CostBatch:
+        """The costs of N networks, given by the numbers of their parts (N, S); NaN for the energy if it may be left."""
 
 
 class Named(Protocol):
@@ -209,22 +209,26 @@ class FpgaCostTable:
         if accelerator.activations == "onchip":
             misfit |= population.part_activation_bytes > accelerator.activation_buffer_bytes
         self._terms, self._accelerator, self._device = terms, accelerator, device
-        self._figures = np.stack([cycles, *energy, misfit], axis=1)  # (U, 9)
+        self._misfit, self._energy = misfit.astype(np.int64), energy
 
-    def costs(self, parts: IntArray) -> FpgaCostBatch:
+    def costs(self, parts: IntArray, *, energy: bool = True) -> FpgaCostBatch:
         """See `CostTable`."""
-        step = max(1, CHUNK // (parts.shape[1] * self._figures.shape[1]))
-        sums = [
-            self._figures.take(parts[start : start + step], axis=0).sum(axis=1) for start in range(0, len(parts), step)
-        ]
-        cycles, *energy, misfit = np.concatenate(sums).T if sums else np.zeros((self._figures.shape[1], 0), np.int64)
+        cycles = _summed(self.part_cycles, parts)
         latency_ms = cycles / (self._accelerator.clock_mhz * 1e3)
+        energy_of = np.full(len(parts), np.nan)
+        if energy:
+            *of_gemms, of_vectors = (_summed(count, parts) for count in self._energy)
+            energy_of = energy_mj(self._terms, of_gemms, of_vectors, self._device.energy, latency_ms)
         return FpgaCostBatch(
-            cycles=cycles,
-            latency_ms=latency_ms,
-            energy_mj=energy_mj(self._terms, energy[:6], energy[6], self._device.energy, latency_ms),
-            fits=misfit == 0,
+            cycles=cycles, latency_ms=latency_ms, energy_mj=energy_of, fits=_summed(self._misfit, parts) == 0
         )
+
+
+def _summed(figure: IntArray, parts: IntArray) -> IntArray:
+    """The sums (N,) of a figure of parts (U,) over the parts of networks (N, S)."""
+    step = max(1, CHUNK // parts.shape[1])
+    sums = [figure.take(parts[start : start + step]).sum(axis=1) for start in range(0, len(parts), step)]
+    return np.concatenate(sums) if sums else np.zeros(0, dtype=np.int64)
 
 
 class FpgaCostModel:

@@ -108,7 +108,7 @@ class ProcessorCostTable:
         self._figures = np.stack([time_ns, outside], axis=1)  # (U, 2)
         self._power_w = power_w
 
-    def costs(self, parts: IntArray) -> CostBatch:
+    def costs(self, parts: IntArray, *, energy: bool = True) -> CostBatch:
         """See `CostTable`."""
         step = max(1, CHUNK // (parts.shape[1] * self._figures.shape[1]))
         sums = [

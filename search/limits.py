@@ -50,7 +50,7 @@ def costs_function(space: SearchSpace, model: CostModel, limits: Limits) -> Cost
         if len(genotypes) == 0:
             return Costs(latency_ms=np.zeros(0), overrun=np.zeros(0))
         numbers = parts.numbers(genotypes)
-        batch = table.costs(numbers)
+        batch = table.costs(numbers, energy=limits.energy_mj is not None)
         overrun = np.where(batch.fits, 0.0, np.inf)
         if math.isfinite(limit_ms):
             overrun = np.maximum(overrun, batch.latency_ms / limit_ms)
@@ -78,13 +78,14 @@ def limited_device(device: Device, limits: Limits) -> Device:
 class Feasibility:
     """What is proven before a search; `anchors` (A, G) are the subnets smallest in latency and in limited figures.
 
-    `broken` is a sentence about a limit that no subnet keeps, `bottleneck` one about what the fastest subnet waits for.
+    `broken` is a sentence about a limit that no subnet of `space` keeps on the hardware of `model`.
     """
 
+    space: SearchSpace
+    model: CostModel
     bounds: LatencyBounds
     anchors: Genotypes
     broken: str | None
-    bottleneck: str
 
     @staticmethod
     def of(space: SearchSpace, model: CostModel, limits: Limits) -> Feasibility:
@@ -107,21 +108,23 @@ class Feasibility:
                     f"no subnet of the space keeps to search.limits.{name} {limit:g}: the least is "
                     f"{round_up(found.least)} {FIGURES[name]}; raise the limit or give the space smaller choices"
                 )
-        cost = model.estimate(lower(space.decode(bounds.fastest)))
-        bound, share = next(iter(cost.time_by_bound().items()), ("", 0.0))
-        bottleneck = f"{share:.0%} of its time {_REMEDIES[bound]}" if bound in _REMEDIES else ""
-        return Feasibility(bounds=bounds, anchors=np.stack(anchors), broken=broken, bottleneck=bottleneck)
+        return Feasibility(space=space, model=model, bounds=bounds, anchors=np.stack(anchors), broken=broken)
 
     def reason(self, target: Target) -> str | None:
         """Why no subnet of the space can meet the target, with the nearest value that one can; None if one may."""
         if target.limit_ms < self.bounds.fastest_ms:
             fastest_ms = self.bounds.fastest_ms
-            waits = f"; {self.bottleneck}" if self.bottleneck else ""
             return (
                 f"no subnet of the space meets {target}: the fastest takes {round_up(fastest_ms)} ms "
-                f"({math.floor(1000 / fastest_ms)} FPS){waits}; or give the space smaller choices"
+                f"({math.floor(1000 / fastest_ms)} FPS){self._bottleneck()}; or give the space smaller choices"
             )
         return f"{target}: {self.broken}" if self.broken else None
+
+    def _bottleneck(self) -> str:
+        """What the fastest subnet waits for, for the end of a sentence."""
+        cost = self.model.estimate(lower(self.space.decode(self.bounds.fastest)))
+        bound, share = next(iter(cost.time_by_bound().items()), ("", 0.0))
+        return f"; {share:.0%} of its time {_REMEDIES[bound]}" if bound in _REMEDIES else ""
 
 
 def round_up(value: float) -> str:

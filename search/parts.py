@@ -58,7 +58,7 @@ class SpaceParts:
         parts = np.empty((count, 2 + 2 * space.max_depth), dtype=np.int64)
         parts[:, 0] = self.stems[size]
         for half, table in enumerate((self.mixers, self.mlps)):
-            halves = table[size[:, None], number[..., half]]
+            halves = table.take(number[..., half] + (size * table.shape[1])[:, None])
             halves[empty] = 0
             parts[:, 1 + half : -1 : 2] = halves
         parts[:, -1] = self.heads[size]

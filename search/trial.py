@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any
 
 from supernet.subnet import Subnet
@@ -77,7 +78,7 @@ class ParetoFront:
 def best_under(trials: Sequence[Trial], limit_ms: float, *, count: int = 1) -> list[Trial]:
     """The `count` best of the trials that meet the limit, best first; fewer if fewer meet it."""
     feasible = [trial for trial in trials if trial.latency_ms <= limit_ms]
-    return sorted(feasible, key=lambda t: (t.quality, -t.index), reverse=True)[:count]
+    return nlargest(count, feasible, key=lambda t: (t.quality, -t.index))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
