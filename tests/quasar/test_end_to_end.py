@@ -12,6 +12,8 @@ from PIL import Image
 
 from quasar.config import load_config
 from quasar.export.bundle import load_bundle
+from quasar.export.formats.registry import choose_formats
+from quasar.export.manifest import CORE_FILES
 from quasar.pipeline import open_splits
 from quasar.run_folder import RunFolder
 from quasar.search_stage import COST_KEYS
@@ -19,19 +21,6 @@ from supernet.evaluate import evaluate_integer
 from supernet.subnet import Subnet
 
 BUNDLES = ("latency-0.006ms", "fps-250000")
-BUNDLE_FILES = {
-    "README.md",
-    "config.json",
-    "cost.json",
-    "manifest.json",
-    "model.safetensors",
-    "model_int.onnx",
-    "model_int8.onnx",
-    "model_qdq.onnx",
-    "subnet.yaml",
-    "vectors.npz",
-    "weights.bin",
-}
 TARGET_KEYS = {
     "latency_ms",
     "fps",
@@ -48,6 +37,13 @@ TARGET_KEYS = {
     "cost",
     "alternatives",
 }
+
+
+def bundle_files(folder):
+    """Those of every bundle, and those of each form."""
+    forms = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["formats"]
+    assert forms.keys() == {form.name for form in choose_formats()}
+    return {"manifest.json", *CORE_FILES, *(file for files in forms.values() for file in files)}
 
 
 def lines(path):
@@ -79,7 +75,7 @@ class TestRunFolder:
             "timing.json",
             "evaluations.jsonl",
             "report.html",
-            *(f"export/{bundle}/{file}" for bundle in BUNDLES for file in BUNDLE_FILES),
+            *(f"export/{name}/{file}" for name in BUNDLES for file in bundle_files(finished[0] / "export" / name)),
         }
 
     def test_configuration_is_resolved_and_loads(self, finished):
