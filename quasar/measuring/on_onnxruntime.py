@@ -61,6 +61,7 @@ class OnnxRuntime:
         self._options = session_options()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3  # cut models have names that it warns of
+        self._tensors: dict[tuple[Any, ...], Any] = {}
 
     def call(self) -> Run:
         """See `HostRuntime`."""
@@ -131,23 +132,26 @@ class OnnxRuntime:
         return self._run(self._session(model), rows)
 
     def _run(self, session: Any, rows: int) -> Run:
-        """A run on random inputs of which those of unknown length have `rows`, with all memory taken beforehand."""
+        """A run on random inputs of which those of unknown length have `rows`, with all memory taken beforehand.
+
+        Tensors of one kind share their memory, as in a network, where each layer reuses what one before it has left.
+        """
         binding = session.io_binding()
-        rng = np.random.default_rng(0)
-        known: dict[tuple[Any, ...], Any] = {}  # inputs of a kind are one tensor, as a layer's are fresh in the cache
         for entry in session.get_inputs():
             shape = tuple(size if isinstance(size, int) else rows for size in entry.shape)
-            if (shape, entry.type) not in known:
-                values = rng.standard_normal(shape, dtype=np.float32)
+            key = ("in", shape, entry.type)
+            if key not in self._tensors:
+                values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
                 if entry.type == "tensor(uint8)":
                     values = np.clip(np.rint(128 + 40 * values), 1, 255).astype(np.uint8)
-                known[shape, entry.type] = self._ort.OrtValue.ortvalue_from_numpy(values)
-            binding.bind_ortvalue_input(entry.name, known[shape, entry.type])
+                self._tensors[key] = self._ort.OrtValue.ortvalue_from_numpy(values)
+            binding.bind_ortvalue_input(entry.name, self._tensors[key])
         for entry in session.get_outputs():
             binding.bind_output(entry.name, "cpu")
         session.run_with_iobinding(binding)
         for entry, value in zip(session.get_outputs(), binding.get_outputs(), strict=True):
-            binding.bind_ortvalue_output(entry.name, value)
+            tensor = self._tensors.setdefault(("out", tuple(value.shape()), entry.type), value)
+            binding.bind_ortvalue_output(entry.name, tensor)
         return partial(session.run_with_iobinding, binding)
 
 

@@ -40,8 +40,8 @@ class Plan:
 
 FULL = Plan(
     tokens=(1, 17, 65, 197, 577),
-    widths=(2, 64, 192, 384, 768, 1024),
-    hidden=(2, 64, 256, 768, 1536, 3072, 4096),
+    widths=(2, 96, 320, 1024),
+    hidden=(2, 96, 384, 1280, 4096),
     grids=(1, 2, 4, 6, 8, 11, 14, 18, 24),
     heads=(1, 4, 16),
     head_dims=(2, 16, 64, 128),
@@ -86,7 +86,7 @@ class Networks:
         """Different ones for each seed; none is on the grid of the plan on purpose."""
         rng = np.random.default_rng(seed)
         count = FITTED + CHECKED
-        drawn = {subnet: lower(subnet).macs for subnet in [_drawn(plan, rng) for _ in range(20 * count)]}
+        drawn = {subnet: lower(subnet).macs for subnet in [_drawn(plan, rng) for _ in range(5 * count)]}
         drawn = {subnet: macs for subnet, macs in drawn.items() if macs <= plan.most_macs}
         chosen: list[Subnet] = []
         for rung in np.geomspace(min(drawn.values()), max(drawn.values()), count).tolist():

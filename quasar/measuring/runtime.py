@@ -110,8 +110,8 @@ def linear_copies(tokens: int, inputs: int, rows: int) -> int:
     So copies are to have about as many weights together, up to 4 million, unless that would take long.
     """
     weights = inputs * rows
-    several = min(36, max(COPIES, 2**22 // weights))
-    return several if several * tokens * weights <= 1e9 else COPIES
+    several = min(36, max(2, 2**22 // weights))
+    return several if several * tokens * weights <= 1e9 else min(several, COPIES)
 
 
 def open_runtime(name: str, *, threads: int) -> HostRuntime:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import hwmodel.device
-from hwmodel.device import DEVICE_FOLDER, Factor, device_names, load_device
+from hwmodel.device import DEVICE_FOLDER, Factor, device_names, load_device, load_hardware
 from hwmodel.errors import DamagedInputError, UsageError
 from hwmodel.resources import resources_of
 
@@ -233,3 +233,66 @@ def test_a_calibration_names_no_part_that_there_is_not(overlay, config):
 def test_boards_are_listed_without_numpy():
     code = "import sys, hwmodel.device; hwmodel.device.device_names(); sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hwmodel.device.__file__).parents[1])
+
+
+TX2 = yaml.safe_load((DEVICE_FOLDER / "jetson_tx2.yaml").read_text())
+
+
+class TestProcessors:
+    @pytest.fixture
+    def chip(self, tmp_path):
+        """Writes a processor that differs from the Jetson TX2 by `edit(document)` and gives its path."""
+
+        def write(edit=lambda document: None):
+            document = copy.deepcopy(TX2)
+            edit(document)
+            path = tmp_path / "chip.yaml"
+            path.write_text(yaml.safe_dump(document))
+            return path
+
+        return write
+
+    def test_a_processor_is_known_by_name_and_by_path(self, chip):
+        device = load_hardware("jetson_tx2")
+        assert (device.peak_gops.fp16, device.peak_gops.int8, device.memory_gb_per_s) == (1331.2, None, 59.7)
+        assert device.peak_gops.at("fp32") == 665.6
+        assert load_hardware(chip()) == device
+        assert load_hardware("zcu102") == load_device("zcu102")
+
+    def test_what_needs_a_board_says_so(self):
+        with pytest.raises(UsageError, match="jetson_tx2 is no FPGA board .*such as zcu102"):
+            load_device("jetson_tx2")
+
+    @pytest.mark.parametrize(
+        ("edit", "problem"),
+        [
+            (_set("kind", "rooflin"), "unknown kind 'rooflin': did you mean 'roofline'"),
+            (_set("kind", ["a"]), "unknown kind"),
+            (_set("precision", "fp61"), "unknown precision 'fp61': did you mean 'fp16'"),
+            (_set("precision", "int8"), "'precision' is int8, for which 'peak_gops' has no figure"),
+            (lambda d: d.pop("precision"), "'precision' must be a text"),
+            (lambda d: d.pop("power_w"), r"figure 'power_w' is missing; write 'power_w: \{value"),
+            (lambda d: d["peak_gops"].pop("fp32"), "figure 'peak_gops.fp32' is missing"),
+            (_set("peak_gops.fp8", _figure(1)), "unknown key 'peak_gops.fp8'"),
+            (_set("compute_efficiency", _figure(60)), "'compute_efficiency' is a share, at most 1"),
+            (_set("launch_us", _figure(-1)), "'launch_us' must be at least 0"),
+            (_set("dsp", _figure(1)), "unknown key 'dsp'"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_file(self, chip, edit, problem):
+        with pytest.raises(DamagedInputError, match=rf"chip\.yaml: .*{problem}"):
+            load_hardware(chip(edit))
+
+    def test_an_overlay_changes_the_precision_or_a_figure(self, tmp_path):
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            yaml.safe_dump({"base": "h100", "name": "mine", "precision": "fp16", "peak_gops": {"fp16": _figure(5e5)}})
+        )
+        mine, base = load_hardware(path), load_hardware("h100")
+        assert (mine.precision, mine.peak_gops.fp16, mine.peak_gops.int8) == ("fp16", 5e5, base.peak_gops.int8)
+
+    def test_only_boards_are_calibrated(self, tmp_path):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({"base": "h100", "name": "mine", "calibration": {"lut": FIT, "ff": FIT}}))
+        with pytest.raises(DamagedInputError, match="unknown key 'calibration'"):
+            load_hardware(path)
