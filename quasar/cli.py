@@ -350,6 +350,8 @@ def export(
         )
     if not as_json:
         summary.print_front(front, bundles)
+        if formats is None:
+            summary.print_left_out()
         print(f"next: {summary.program()} verify {run}")
     return {"bundles": [str(path) for path in bundles.values()]}
 

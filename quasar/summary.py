@@ -164,6 +164,14 @@ def target_label(target: Mapping[str, Any]) -> str:
     return f"{target['fps']:g} FPS" if target.get("fps") else f"{target['latency_ms']:g} ms"
 
 
+def print_left_out() -> None:
+    """Which forms of a network an export has not written, for want of a package."""
+    from quasar.export.formats.registry import left_out
+
+    for name, command in left_out().items():
+        print(f"not written: {name}; to have it: {command}")
+
+
 def print_bundle(bundle: Path) -> None:
     """What was exported, and the next command."""
     from quasar.export.bundle import load_bundle

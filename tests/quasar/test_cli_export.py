@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,14 @@ def test_targets_with_the_forms_that_are_asked_for(cli, run):
     assert 0 < len(absent[0]) == len(absent[1]) < len(absent[2])
     total = sum(len(report["checks"]) for report in reports)
     assert f"{sum(map(len, absent))} of {total} checks were not made" in cli("verify", run).out
+
+
+def test_forms_that_cannot_be_written_are_told(cli, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qonnx", None)
+    result = cli("export", run, "--overwrite")
+    assert result.code == 0
+    assert "not written: qonnx; to have it: pip install 'quasar-nas[qonnx]'\n" in result.out
+    assert "qonnx" not in load_bundle(run / "export" / TARGET).manifest.formats
 
 
 def test_a_damaged_bundle_of_a_run_is_named(refused, run):

@@ -39,11 +39,20 @@ def choose_formats(names: Sequence[str] | None = None) -> tuple[Format, ...]:
         if missing:
             raise UsageError(
                 f"format '{name}' needs the package '{missing[0]}', which is not installed; "
-                f"install it with: pip install 'quasar-nas[{form.extra}]'"
+                f"install it with: {_install(form)}"
             )
         chosen.add(name)
         waiting += form.needs
     return tuple(form for name, form in FORMATS.items() if name in chosen)
+
+
+def left_out() -> dict[str, str]:
+    """The forms that an export leaves out by default, and what would install their packages."""
+    return {name: _install(form) for name, form in FORMATS.items() if _missing(form)}
+
+
+def _install(form: Format) -> str:
+    return f"pip install 'quasar-nas[{form.extra}]'"
 
 
 def _missing(form: Format) -> list[str]:
