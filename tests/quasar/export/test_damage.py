@@ -24,7 +24,7 @@ def bundle(make_module, make_info, subnets, tmp_path_factory):
     return write_bundle(module, folder, info=make_info(module.subnet), images=x)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_changed_byte_is_noticed(bundle, data):
     name = data.draw(st.sampled_from(sorted(files_of(bundle))), label="file")
@@ -41,7 +41,7 @@ def test_any_changed_byte_is_noticed(bundle, data):
         path.write_bytes(content)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_truncated_or_longer_file_is_noticed(bundle, data):
     name = data.draw(st.sampled_from(sorted(files_of(bundle))), label="file")
