@@ -13,7 +13,8 @@ Shape suffixes as in `supernet.functional`: B images, T tokens, D channels, H he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -374,16 +375,24 @@ def _block(name: str, block: SubnetBlock, residual: float, scores: float) -> Int
 
 
 def _norm(name: str, norm: LayerNorm, scale_in: float, scale_out: float) -> IntegerNorm:
-    return IntegerNorm(
-        name=name,
-        constants=layernorm_constants(
+    with _naming(name):
+        constants = layernorm_constants(
             norm.weight.double().numpy(),
             norm.bias.double().numpy(),
             epsilon=LAYER_NORM_EPSILON,
             scale_in=scale_in,
             scale_out=scale_out,
-        ),
-    )
+        )
+    return IntegerNorm(name=name, constants=constants)
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Puts the layer in front of what is wrong with its numbers."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{layer}: {error}") from None
 
 
 def _linear(
@@ -412,7 +421,8 @@ def _linear(
     bias = np.clip(bias, -most, most)
     is_high = linear.plan.is_high
     channels = np.argsort(~is_high, kind="stable")
-    mantissa, shift = _requantization(np.abs(factor[channels]))
+    with _naming(name):
+        mantissa, shift = _requantization(np.abs(factor[channels]))
     return IntegerLinear(
         name=name,
         weights=(codes * sign[:, None])[channels].astype(np.int8),

@@ -117,3 +117,24 @@ def test_a_sum_that_could_overflow_is_refused_by_the_name_of_its_layer(make_modu
     assert not any(tmp_path.iterdir())
     module.patch_embed.codes[1] = 64
     write_bundle(module, tmp_path / "bundle", info=info, images=x, formats=choose_formats(["packed"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("norm", r"^blocks\.0\.norm2: gain or bias of LayerNorm is too large for an output scale"),
+        ("fc1", r"^blocks\.0\.fc1: a requantization factor of .* is beyond the hardware's"),
+    ],
+)
+def test_factors_that_no_command_holds_are_refused_by_the_name_of_their_layer(
+    make_module, make_info, subnets, tmp_path, change, message
+):
+    module, x = make_module(subnets[0], images=8)
+    block = module.blocks[0]
+    if change == "norm":
+        block.norm2.weight[0] = 1e9
+    else:
+        block.mlp["fc1"].scale[0] = 1e6
+    with pytest.raises(UsageError, match=message):
+        write_bundle(module, tmp_path / "bundle", info=make_info(module.subnet), images=x)
+    assert not any(tmp_path.iterdir())
