@@ -15,6 +15,7 @@ from quasar.run_folder import RunFolder
 from quasar.targets import check_targets
 from search.algorithm import ALGORITHMS
 from search.run import algorithm_names
+from search.sensitivity import check_rows_only
 from supernet.checkpoint import Checkpoint
 from supernet.data.splits import Split, open_test, open_train
 from supernet.distill import check_teacher
@@ -65,6 +66,8 @@ def check_names(config: RunConfig) -> None:
                 look_up(name)
             except UsageError as error:
                 raise UsageError(f"{key}: {error}") from error
+    if config.search.algorithm == "sensitivity":
+        check_rows_only(config.space)
 
 
 def check_weights(config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from hwmodel.cost import FpgaCostModel
 from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, changed_settings
+from quasar.expected import expected_of_rows
 from quasar.pipeline import calibration_images, check_same_images, load_supernet, open_test_split
 from quasar.progress import stage
 from quasar.report import write_front_picture
@@ -78,6 +79,9 @@ def search_stage(
     write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     started = time.monotonic()
     evaluator = build_evaluator(config.search, supernet, val_split, cache)
+    expected = None
+    if config.search.algorithm == "sensitivity":
+        expected = expected_of_rows(run, config, supernet, train_split)
     with stage("search") as progress:
         result = run_search(
             space=config.space,
@@ -89,6 +93,7 @@ def search_stage(
             progress=progress,
             shared=config.hardware.accelerator == "shared",
             observe=None if study is None else study.add,
+            expected_divergence=expected,
         )
     if not run.timing.exists():  # a finished search that is only reported anew keeps its time
         write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")

@@ -63,6 +63,9 @@ class SearchProblem:
     microseconds each; `anchors` (A, G) are the subnets that are smallest in latency or in another limited figure.
     `known` are subnets measured before, for other hardware, with their latency on this one: an algorithm may learn from
     them and never proposes them. Some may break limits.
+
+    `expected_divergence` (G, C) is what choices of genes are expected to add to the divergence from floats, in nats,
+    before anything is measured, and 0 where nothing is known; most searches go without it.
     """
 
     space: SearchSpace
@@ -73,6 +76,7 @@ class SearchProblem:
     settings: SearchConfig
     rng: np.random.Generator
     known: tuple[Trial, ...] = ()
+    expected_divergence: FloatArray | None = None
 
     def known_within(self) -> list[Trial]:
         """Those of the known trials that meet the widest target with all limits."""

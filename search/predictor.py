@@ -9,6 +9,7 @@ predicted from the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import BayesianRidge
@@ -45,3 +46,51 @@ class AccuracyPredictor:
         means = blocks.sum(axis=1) / depth[:, None]
         choices = [genotypes == choice for choice in range(2, int(space.gene_sizes.max()))]
         return np.concatenate([scaled, active, means, blocks.sum(axis=1) / space.max_depth, *choices], axis=1)
+
+
+class PredictionLog:
+    """How well scores are predicted where it matters: of candidates that are then measured, before it is learned."""
+
+    def __init__(self) -> None:
+        self._expected: dict[tuple[int, ...], float] = {}
+        self._correlations: list[tuple[float, float]] = []
+
+    def expect(self, genotypes: Genotypes, scores: FloatArray) -> None:
+        """Notes what is predicted for the genotypes (N, G) of a generation, (N,)."""
+        self._expected = dict(zip(map(tuple, genotypes.tolist()), scores.tolist(), strict=True))
+
+    def compare(self, trials: Sequence[Trial]) -> None:
+        """Compares that with what was measured."""
+        fresh = [trial for trial in trials if trial.genotype in self._expected]
+        if len(fresh) > 2:
+            measured = np.array([trial.score for trial in fresh])
+            predicted = np.array([self._expected[trial.genotype] for trial in fresh])
+            latency = np.array([trial.latency_ms for trial in fresh])
+            self._correlations.append((rank_correlation(predicted, measured), rank_correlation(latency, measured)))
+        self._expected = {}
+
+    def report(self) -> dict[str, Any]:
+        """Spearman's rank correlation on candidates before they are learned from, the mean over generations.
+
+        Beside it that of the latency alone, which a predictor has to beat to be of use. Empty if nothing was compared.
+        """
+        if not self._correlations:
+            return {}
+        predictor, latency = np.mean(self._correlations, axis=0).tolist()
+        return {
+            "predictor_rank_correlation": predictor,
+            "latency_rank_correlation": latency,
+            "generations_predicted": len(self._correlations),
+        }
+
+
+def rank_correlation(first: FloatArray, second: FloatArray) -> float:
+    """Spearman's rank correlation, equal values sharing their mean rank; 0 where one side does not vary."""
+    x, y = (ranks - ranks.mean() for ranks in (_ranks(first), _ranks(second)))
+    spread = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / spread if spread > 0 else 0.0
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[inverse])

@@ -15,7 +15,7 @@ import numpy as np
 
 from search.algorithm import ALGORITHMS, FloatArray, SearchProblem, as_array
 from search.evolution import REACH, Evolution
-from search.predictor import AccuracyPredictor
+from search.predictor import AccuracyPredictor, PredictionLog
 from search.trial import Trial
 from supernet.space import Genotypes
 
@@ -36,8 +36,7 @@ class PredictorSearch(Evolution):
 
     def __init__(self, problem: SearchProblem) -> None:
         super().__init__(problem)
-        self._expected: dict[tuple[int, ...], float] = {}
-        self._correlations: list[tuple[float, float]] = []
+        self._log = PredictionLog()
 
     def ask(self, count: int) -> Genotypes:
         """Two generations of evolution, then for each goal what the predictor finds most promising."""
@@ -46,34 +45,17 @@ class PredictorSearch(Evolution):
         predictor = AccuracyPredictor(self._problem.space, self._trials)
         goals = self._goals(count - int(self._problem.rng.binomial(count, _UNGUIDED)))
         guided = self._promising(predictor, goals)
-        expected = predictor.predict(guided)[0].tolist()
-        self._expected = dict(zip(map(tuple, guided.tolist()), expected, strict=True))
+        self._log.expect(guided, predictor.predict(guided)[0])
         return np.concatenate([guided, super().ask(count - len(guided))])
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Compares what was predicted with what was measured before it learns."""
-        fresh = [trial for trial in trials if trial.genotype in self._expected]
-        if len(fresh) > 2:
-            accuracy = np.array([trial.score for trial in fresh])
-            predicted = np.array([self._expected[trial.genotype] for trial in fresh])
-            latency = np.array([trial.latency_ms for trial in fresh])
-            self._correlations.append((rank_correlation(predicted, accuracy), rank_correlation(latency, accuracy)))
-        self._expected = {}
+        self._log.compare(trials)
         super().tell(trials)
 
     def report(self) -> dict[str, Any]:
-        """Spearman's rank correlation on candidates before they are learned from, the mean over generations.
-
-        Beside it that of the latency alone, which a predictor has to beat to be of use.
-        """
-        if not self._correlations:
-            return {}
-        predictor, latency = np.mean(self._correlations, axis=0).tolist()
-        return {
-            "predictor_rank_correlation": predictor,
-            "latency_rank_correlation": latency,
-            "generations_predicted": len(self._correlations),
-        }
+        """How well the predictor ranked, see `PredictionLog`."""
+        return self._log.report()
 
     def _promising(self, predictor: AccuracyPredictor, goals: FloatArray) -> Genotypes:
         """For each goal the most promising new candidate of an evolution on the predictor, shape (n, G)."""
@@ -105,15 +87,3 @@ class PredictorSearch(Evolution):
                     found.append(pool[index])
                     break
         return as_array(found, self._problem.space)
-
-
-def rank_correlation(first: FloatArray, second: FloatArray) -> float:
-    """Spearman's rank correlation, equal values sharing their mean rank; 0 where one side does not vary."""
-    x, y = (ranks - ranks.mean() for ranks in (_ranks(first), _ranks(second)))
-    spread = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / spread if spread > 0 else 0.0
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[inverse])

@@ -64,7 +64,8 @@ def algorithm_names() -> list[str]:
     import search.evolution
     import search.optuna_search
     import search.predictor_search
-    import search.random_search  # noqa: F401  (they register themselves)
+    import search.random_search
+    import search.sensitivity  # noqa: F401  (they register themselves)
 
     return ALGORITHMS.names()
 
@@ -80,6 +81,7 @@ def run_search(
     progress: Progress,
     shared: bool = False,
     observe: Callable[[Sequence[Trial]], None] | None = None,
+    expected_divergence: FloatArray | None = None,
 ) -> SearchResult:
     """Searches `space` for the best subnet under each target.
 
@@ -92,14 +94,15 @@ def run_search(
         journal: JSONL file to which trials are appended; those already in it are reused.
         shared: with the best accelerator for each subnet, find one for all targets on the way: see `search.sharing`.
         observe: is given the trials of each generation, as measured by then, on the hardware of the result.
+        expected_divergence: see `SearchProblem`; algorithms that need it cannot go without.
 
     Raises:
-        UsageError: an unknown algorithm.
+        UsageError: an unknown algorithm, or one that is not made for this space.
         DamagedInputError: the journal cannot be read.
     """
     algorithm_names()
     build = ALGORITHMS.get(config.algorithm)
-    part = _Part.of(space, model, config)
+    part = _Part.of(space, model, config, expected_divergence)
     own = part.feasibility
     found = _Found(trials=[], report={}, stopped=None)
     if part.limits_ms:
@@ -111,7 +114,8 @@ def run_search(
         )
         if shared:
             assert isinstance(model, AdaptiveCostModel)
-            part = _Part.of(space, shared_model(space, model, found.trials, config.limits, part.limits_ms), config)
+            model = shared_model(space, model, found.trials, config.limits, part.limits_ms)
+            part = _Part.of(space, model, config, expected_divergence)
             known = repriced(space, part.model, found.trials)
             # A stream of its own: what the first half has drawn from the other one differs between algorithms.
             rng = np.random.default_rng((seed, 1))
@@ -157,12 +161,25 @@ class _Part:
     config: SearchConfig
     feasibility: Feasibility
     limits_ms: tuple[float, ...]
+    expected_divergence: FloatArray | None
 
     @staticmethod
-    def of(space: SearchSpace, model: FpgaCostModel | AdaptiveCostModel, config: SearchConfig) -> _Part:
+    def of(
+        space: SearchSpace,
+        model: FpgaCostModel | AdaptiveCostModel,
+        config: SearchConfig,
+        expected_divergence: FloatArray | None,
+    ) -> _Part:
         feasibility, cap_ms = Feasibility.of(space, model, config.limits), config.limits.limit_ms
         limits_ms = sorted({min(t.limit_ms, cap_ms) for t in config.targets if not feasibility.reason(t)})
-        return _Part(space=space, model=model, config=config, feasibility=feasibility, limits_ms=tuple(limits_ms))
+        return _Part(
+            space=space,
+            model=model,
+            config=config,
+            feasibility=feasibility,
+            limits_ms=tuple(limits_ms),
+            expected_divergence=expected_divergence,
+        )
 
     def run(
         self,
@@ -187,6 +204,7 @@ class _Part:
             settings=config,
             rng=rng,
             known=tuple(known),
+            expected_divergence=self.expected_divergence,
         )
         algorithm = build(problem)
         trials = list(known)

@@ -18,11 +18,23 @@ from search.trial import Trial
 from supernet.lowering import lower
 
 NO_LIMITS = Limits()
+#: what a space must leave fixed for algorithms that choose less than all of it
+FIXED = {"sensitivity": {"image_size": (8,), "embed_dim": (16,), "depth": (3,), "num_heads": (2,), "mlp_ratio": (2,)}}
 
 
 @pytest.fixture(params=algorithm_names())
-def build(request):
-    return ALGORITHMS.get(request.param)
+def algorithm(request):
+    return request.param
+
+
+@pytest.fixture
+def build(algorithm):
+    return ALGORITHMS.get(algorithm)
+
+
+@pytest.fixture
+def space(algorithm, make_space):
+    return make_space(**FIXED.get(algorithm, {}))
 
 
 @pytest.fixture(params=["fixed", "per_subnet"])
@@ -48,9 +60,18 @@ def make_problem(space, cost_model):
             settings=SearchConfig(targets=tuple(Target(latency_ms=limit) for limit in limits_ms), limits=limits),
             rng=np.random.default_rng(seed),
             known=tuple(known),
+            expected_divergence=expected_divergence(space),
         )
 
     return make
+
+
+def expected_divergence(space):
+    """Low rows of every second linear cost four times as much as those of the others."""
+    ratios = np.array(space.high_precision_ratio)
+    of_rows = np.array([name.endswith("_ratio") and not name.endswith("mlp_ratio") for name in space.gene_names])
+    weight = np.where(np.arange(len(of_rows)) % 2, 0.04, 0.01) * of_rows
+    return weight[:, None] * (1 - ratios)
 
 
 def trials_of(problem, genotypes, start):

@@ -7,8 +7,7 @@ from search.baselines import uniform_ladder
 from search.bounds import figures_of
 from search.config import Limits, SearchConfig, Target
 from search.importance import choice_importance
-from search.predictor import AccuracyPredictor
-from search.predictor_search import rank_correlation
+from search.predictor import AccuracyPredictor, rank_correlation
 from search.trial import Trial
 from supernet.space import BLOCK_GENES
 
