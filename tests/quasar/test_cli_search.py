@@ -108,12 +108,13 @@ def test_races_are_replayed_and_measured_subnets_known_to_later_searches(cli, ru
     assert cli("search", run, *options, "search.evaluations=30", "--overwrite").code == 0
     whole = {name: (folder / name).read_bytes() for name in ("front.json", "trials.jsonl")}
     rows = [json.loads(line) for line in whole["trials.jsonl"].decode().splitlines()]
-    lost = [row["digest"] for row in rows if not row.get("complete", True)]
-    assert lost
+    assert any(not row.get("complete", True) for row in rows)
     front = front_of(run)
-    chosen = {trial["digest"] for trial in (*front["targets"], *front["pareto"])}
-    assert not chosen & set(lost)
+    # What lost a race and is among the best all the same was measured in full in the end.
     assert all("complete" not in trial for trial in front["pareto"])
+    for target in front["targets"]:
+        measured = cli("evaluate", run, "--subnet", target_folder(target), "--json").document
+        assert measured["accuracy"] == target["val_accuracy"]
     known = (run / "evaluations.jsonl").read_bytes()
     (folder / "front.json").unlink()
     (folder / "trials.jsonl").write_bytes(whole["trials.jsonl"][:-700])
