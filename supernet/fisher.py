@@ -94,7 +94,7 @@ def expected_divergence(
             row = scores.low[linear].double().cpu().numpy() / (2 * scores.images)
             low_from = high_precision_rows(np.array(space.high_precision_ratio), len(row))
             gene = space.gene_names.index(f"blocks.{index}.{name}_ratio")
-            divergence[gene] = row.sum() - np.append(0.0, row.cumsum())[low_from]
+            divergence[gene] = np.append(row[::-1].cumsum()[::-1], 0.0)[low_from]
     return divergence
 
 
