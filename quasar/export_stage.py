@@ -151,11 +151,15 @@ class _Exporter:
         run, settings = self._run, self._config.hardware
         if target is None and settings.accelerator == "shared":
             target = next(iter(feasible_targets(run).values()), None)
+        device = settings.device if target is None else run.read_front()["device"]
+        load_device(device)  # says so where it is no FPGA board: bundles are for those
         if target is None:
-            return settings.device, build_cost_model(self._config).accelerator_for(lower(subnet))
+            accelerator = build_cost_model(self._config).accelerator_for(lower(subnet))
+            assert accelerator is not None
+            return device, accelerator
         if target["accelerator"] is None:
             raise DamagedInputError(f"{run.front}: the target {name} has no accelerator; search again")
-        return run.read_front()["device"], AcceleratorConfig.from_dict(target["accelerator"])
+        return device, AcceleratorConfig.from_dict(target["accelerator"])
 
     def _network(self, subnet: Subnet, target: dict[str, Any] | None) -> tuple[SubnetViT, float, float | None]:
         """The extracted subnet, and its accuracies on the validation and the test images, if that was measured."""

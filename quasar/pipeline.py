@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from hwmodel.device import load_device
+from hwmodel.device import load_hardware
 from hwmodel.errors import UsageError
 from quasar.config import RunConfig
 from quasar.progress import stage
@@ -55,7 +55,7 @@ def check_names(config: RunConfig) -> None:
 
     algorithm_names()
     for key, look_up, names in (
-        ("hardware.device", load_device, [config.hardware.device]),
+        ("hardware.device", load_hardware, [config.hardware.device]),
         ("data.name", DATASETS.get, [config.data.name]),
         ("search.algorithm", ALGORITHMS.get, [config.search.algorithm]),
         ("space.operator", operator, config.space.operator),

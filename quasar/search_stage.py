@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hwmodel.adaptive import AdaptiveCostModel
-from hwmodel.cost import FpgaCostModel
+from hwmodel.cost import CostModel, FpgaCostModel
 from hwmodel.errors import InfeasibleError, UsageError
 from hwmodel.files import write_atomic
 from quasar.config import CONFIG_FILE, RunConfig, changed_settings
@@ -138,9 +137,7 @@ def build_evaluator(
     return SupernetEvaluator(LocalExecutor(measurer), cache, racing=racing)
 
 
-def _baselines(
-    run: RunFolder, config: RunConfig, cost_model: FpgaCostModel | AdaptiveCostModel, evaluator: Evaluator
-) -> dict[str, Any]:
+def _baselines(run: RunFolder, config: RunConfig, cost_model: CostModel, evaluator: Evaluator) -> dict[str, Any]:
     """Random search with the same budget and the uniform ladders, on the validation split, as in `front.json`.
 
     They get the hardware of the result, also where the search had to find it first.
@@ -285,12 +282,11 @@ def _integer_evaluation(module: SubnetViT, val_split: Split, images: Tensor) -> 
     return evaluate_integer(network, val_split, limit=max(1, int(INTEGER_MACS / lower(module.subnet).macs)))
 
 
-def _hardware(subnet: Subnet, model: FpgaCostModel | AdaptiveCostModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The accelerator of a subnet, and its cost there."""
+def _hardware(subnet: Subnet, model: CostModel) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The accelerator of a subnet, if it has one, and its cost; what the model does not know is null."""
     workload = lower(subnet)
-    accelerator = model.accelerator_for(workload)
-    cost = FpgaCostModel(model.device, accelerator).estimate(workload).to_dict()
-    return accelerator.to_dict(), {key: cost[key] for key in COST_KEYS}
+    accelerator, cost = model.accelerator_for(workload), model.estimate(workload).to_dict()
+    return None if accelerator is None else accelerator.to_dict(), {key: cost.get(key) for key in COST_KEYS}
 
 
 def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:

@@ -45,8 +45,10 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     from quasar.run_subnets import target_folder
 
     by_kl = any("val_kl" in target for target in front["targets"])
-    columns = ["target", "latency ms", "FPS", "DSP", "BRAM18", "LUT", *(("KL",) if by_kl else ()), "validation", "test"]
-    table = _table(*columns, *(("files",) if bundles else ()))
+    costs = [target["cost"] for target in front["targets"] if target["cost"] is not None]
+    resources = [name for name in ("dsp", "bram18", "lut") if any(cost[name] is not None for cost in costs)]
+    columns = ["target", "latency ms", "FPS", *map(str.upper, resources), *(("KL",) if by_kl else ())]
+    table = _table(*columns, "validation", "test", *(("files",) if bundles else ()))
     reasons = []
     for target in front["targets"]:
         label = target_label(target)
@@ -59,9 +61,7 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
             label,
             f"{cost['latency_ms']:.4g}",
             f"{cost['fps']:,.0f}",
-            f"{cost['dsp']:,}",
-            f"{cost['bram18']:,}",
-            f"{cost['lut']:,}",
+            *(f"{cost[name]:,}" for name in resources),
             *((f"{target['val_kl']:.4f}",) if by_kl else ()),
             f"{target['val_accuracy']:.2%}",
             f"{target['test_accuracy']:.2%}",
@@ -74,7 +74,8 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
     for reason in reasons:
         console.print(reason, highlight=False)
     what = "; ranked by KL, the divergence from floats in nats" if by_kl else ""
-    console.print(f"device {front['device']}; latency by the analytic model, LUT an estimate{what}", style="dim")
+    basis = "latency by the analytic model, LUT an estimate" if resources else "latency by the cost model of the device"
+    console.print(f"device {front['device']}; {basis}{what}", style="dim")
 
 
 def print_finetuned(subnets: Sequence[Finetuned]) -> None:
@@ -107,9 +108,9 @@ def print_profile(document: Mapping[str, Any]) -> None:
         f"{name.upper()} {row['used']:,} of {row['limit']:,} allowed" for name, row in document["resources"].items()
     )
     designs = document["accelerators"]
-    if designs is None:
+    if document["accelerator"] is not None:
         console.print(f"{resources} (one accelerator for all subnets)", highlight=False)
-    else:
+    elif designs is not None:
         first = designs["drawn"][0]
         design = first["accelerator"]
         size = f"{design['array_rows']}x{design['array_inputs']}"

@@ -6,12 +6,12 @@ import sys
 from typing import Any
 
 from hwmodel.accelerator import AcceleratorConfig
-from hwmodel.adaptive import AdaptiveCostModel
-from hwmodel.cost import FpgaCostModel
-from hwmodel.device import load_device
+from hwmodel.cost import CostModel, FpgaCostModel
+from hwmodel.device import Device, load_device, load_hardware
 from hwmodel.errors import InfeasibleError
 from hwmodel.explore import best_accelerator
 from quasar.config import RunConfig
+from quasar.processors import processor_for_search
 from search.config import HardwareConfig, Limits
 from search.limits import Feasibility, limited_device
 from search.profile import profile
@@ -37,14 +37,16 @@ def choose_accelerator(space: SearchSpace, hardware: HardwareConfig, limits: Lim
     )
 
 
-def build_cost_model(config: RunConfig) -> FpgaCostModel | AdaptiveCostModel:
-    """The cost model of the device of a run with the accelerator of all subnets, or the best one for each.
+def build_cost_model(config: RunConfig) -> CostModel:
+    """The cost model of the device of a run: on a board with the accelerator of all subnets, or the best one for each.
 
-    Where the targets are to share an accelerator that the search finds, it is the latter; same errors as
-    `choose_accelerator`.
+    Where the targets are to share an accelerator that the search finds, it is the latter. Errors are those of
+    `choose_accelerator`, and of `quasar.processors.processor_for_search` on a CPU or GPU.
     """
     space, hardware, limits = config.space, config.hardware, config.search.limits
-    device = load_device(hardware.device)
+    device = load_hardware(hardware.device)
+    if not isinstance(device, Device):
+        return processor_for_search(device, space, hardware, limits)
     if hardware.accelerator == "fixed":
         return FpgaCostModel(device, choose_accelerator(space, hardware, limits))
     model = adaptive_model(space, hardware, device, limited=limited_device(device, limits))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hwmodel.adaptive import AdaptiveCostModel
-from hwmodel.cost import FpgaCostModel
+from hwmodel.cost import CostModel
 from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
 from search.algorithm import ALGORITHMS, FloatArray, SearchAlgorithm, SearchProblem
@@ -52,7 +52,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     front: ParetoFront
     bounds: LatencyBounds
-    model: FpgaCostModel | AdaptiveCostModel
+    model: CostModel
     hypervolume: float
     curve: tuple[tuple[int, float], ...]
     report: dict[str, Any]
@@ -73,7 +73,7 @@ def algorithm_names() -> list[str]:
 def run_search(
     *,
     space: SearchSpace,
-    model: FpgaCostModel | AdaptiveCostModel,
+    model: CostModel,
     config: SearchConfig,
     evaluator: Evaluator,
     journal: Path,
@@ -157,7 +157,7 @@ class _Part:
     """The part of a search, or all of it, that is on one hardware; `limits_ms` are those of targets that can be met."""
 
     space: SearchSpace
-    model: FpgaCostModel | AdaptiveCostModel
+    model: CostModel
     config: SearchConfig
     feasibility: Feasibility
     limits_ms: tuple[float, ...]
@@ -166,7 +166,7 @@ class _Part:
     @staticmethod
     def of(
         space: SearchSpace,
-        model: FpgaCostModel | AdaptiveCostModel,
+        model: CostModel,
         config: SearchConfig,
         expected_divergence: FloatArray | None,
     ) -> _Part:

@@ -7,54 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_hosts import measured_host
 
 from hwmodel.accelerator import AcceleratorConfig
 from hwmodel.cost import CostModel, FpgaCostModel
 from hwmodel.device import load_hardware
-from hwmodel.measured import OPERATORS, Host, InNetwork, MeasuredHost, OperatorGrid
 from hwmodel.measured_cost import MeasuredCostModel
 from hwmodel.processor_cost import RooflineCostModel
 from hwmodel.workload import GemmColumns, Population, VectorColumns
 
 GEMMS = ("patch_embed", "qkv", "scores", "mix", "proj", "fc1", "fc2", "head")
 VECTORS = ("layernorm", "softmax", "residual")
-
-LAYERS = {
-    "patch_embed": {"patch_embed": 1, "call": 1},
-    "qkv": {"linear_up": 3},
-    "scores": {"attention": 1},
-    "softmax": {},
-    "mix": {},
-    "proj": {"linear_down": 1},
-    "fc1": {"linear_up": 1, "gelu": 1},
-    "fc2": {"linear_down": 1},
-    "head": {"linear_down": 1},
-    "layernorm": {"layernorm": 1},
-    "residual": {"residual": 1},
-}
-
-
-def measured_host(*, largest=150.0):
-    """A host whose operators were measured for sizes from 1 to `largest`."""
-    rng = np.random.default_rng(0)
-    axis = np.array([1.0, 40.0, largest])
-    return MeasuredHost(
-        name="host",
-        title="a host",
-        form="a form",
-        clock="a clock",
-        host=Host(cpu="a CPU", cores=1, threads=1, runtime="torch", versions={"torch": "2"}),
-        power_w=20.0,
-        noise=0.0,
-        layers=LAYERS,
-        operators={
-            name: OperatorGrid(axes=(axis,) * len(sizes), time_us=rng.uniform(1, 100, (3,) * len(sizes)))
-            for name, sizes in OPERATORS.items()
-        },
-        in_network=InNetwork(layer_us=0.7, weight_ns=0.3),
-        check=(),
-    )
-
 
 ACCELERATOR = AcceleratorConfig(
     array_rows=2,
@@ -72,7 +35,7 @@ ACCELERATOR = AcceleratorConfig(
 MODELS = {
     "fpga": FpgaCostModel(load_hardware("zcu102"), ACCELERATOR),
     "roofline": RooflineCostModel(load_hardware("jetson_tx2")),
-    "measured": MeasuredCostModel(measured_host()),
+    "measured": MeasuredCostModel(measured_host(largest=150.0, power_w=20.0)),
 }
 
 
