@@ -111,7 +111,15 @@ def apply_override(data: Any, override: str) -> None:
 
 
 #: keys that say where and on what a run computes, not what: the digest of the images knows them wherever they are
-PLACE_KEYS = ("data.root", "data.download", "data.workers", "threads", "compute")
+PLACE_KEYS = (
+    "data.root",
+    "data.download",
+    "data.workers",
+    "search.executor",
+    "search.workers",
+    "threads",
+    "compute",
+)
 
 
 def changed_settings(first: RunConfig, second: RunConfig) -> list[str]:

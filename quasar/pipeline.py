@@ -11,6 +11,7 @@ from hwmodel.device import load_hardware
 from hwmodel.errors import UsageError
 from quasar.config import RunConfig
 from quasar.progress import stage
+from quasar.ray_cluster import check_ray
 from quasar.run_folder import RunFolder
 from quasar.targets import check_targets
 from search.algorithm import ALGORITHMS
@@ -48,12 +49,17 @@ def prepare(config: RunConfig, *, workers: Workers = ALONE, resume: bool = False
 
 
 def check_names(config: RunConfig) -> None:
-    """Raises `UsageError` for unknown names of devices, data sets, algorithms and operators, before any work."""
+    """Raises `UsageError` for unknown names of devices, data sets, algorithms and operators, before any work.
+
+    Also where the search needs Ray, which is missing.
+    """
     from supernet.data.registry import DATASETS
     from supernet.operators.registry import operator
     from supernet.sampling import STRATEGIES
 
     algorithm_names()
+    if config.search.executor == "ray":
+        check_ray("search.executor=ray", "ray")
     for key, look_up, names in (
         ("hardware.device", load_hardware, [config.hardware.device]),
         ("data.name", DATASETS.get, [config.data.name]),

@@ -22,16 +22,13 @@ from quasar.pipeline import calibration_images, check_same_images, load_supernet
 from quasar.progress import stage
 from quasar.report import write_front_picture
 from quasar.run_folder import RunFolder
+from quasar.search_evaluator import search_evaluator
 from quasar.targets import build_cost_model, check_targets
 from search.baselines import uniform_ladder
 from search.cache import EvaluationCache
-from search.config import SearchConfig
-from search.evaluator import Evaluator, SupernetEvaluator
-from search.executor import LocalExecutor
+from search.evaluator import Evaluator
 from search.importance import choice_importance
 from search.limits import costs_function
-from search.measurer import Measurer, float_reference
-from search.racing import racing_of
 from search.run import Ledger, SearchResult, run_search
 from search.study import Study
 from search.trial import Trial
@@ -74,33 +71,34 @@ def search_stage(
     study = _study(config, checkpoint, val_split)
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
-        run.remove("search", "finetune", "export", "report")
-    write_atomic(run.path / CONFIG_FILE, config.to_yaml())
     started = time.monotonic()
-    evaluator = build_evaluator(config.search, supernet, val_split, cache)
-    expected = None
-    if config.search.algorithm == "sensitivity":
-        expected = expected_of_rows(run, config, supernet, train_split)
-    with stage("search") as progress:
-        result = run_search(
-            space=config.space,
-            model=cost_model,
-            config=config.search,
-            evaluator=evaluator,
-            journal=run.journal,
-            seed=config.seed,
-            progress=progress,
-            shared=config.hardware.accelerator == "shared",
-            observe=None if study is None else study.add,
-            expected_divergence=expected,
-        )
-    if not run.timing.exists():  # a finished search that is only reported anew keeps its time
-        write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
-    front = _front_document(result, config, supernet, splits)
-    front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
-    front["baselines"] = None
-    if config.search.baselines and any_feasible(front):
-        front["baselines"] = _baselines(run, config, result.model, evaluator)
+    with search_evaluator(run, config, supernet, val_split, cache) as evaluator:
+        if overwrite:
+            run.remove("search", "finetune", "export", "report")
+        write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+        expected = None
+        if config.search.algorithm == "sensitivity":
+            expected = expected_of_rows(run, config, supernet, train_split)
+        with stage("search") as progress:
+            result = run_search(
+                space=config.space,
+                model=cost_model,
+                config=config.search,
+                evaluator=evaluator,
+                journal=run.journal,
+                seed=config.seed,
+                progress=progress,
+                shared=config.hardware.accelerator == "shared",
+                observe=None if study is None else study.add,
+                expected_divergence=expected,
+            )
+        if not run.timing.exists():  # a finished search that is only reported anew keeps its time
+            write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
+        front = _front_document(result, config, supernet, splits)
+        front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
+        front["baselines"] = None
+        if config.search.baselines and any_feasible(front):
+            front["baselines"] = _baselines(run, config, result.model, evaluator)
     write_front_picture(run.front.with_suffix(".png"), front, result.trials)
     write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
     if not any_feasible(front):
@@ -122,19 +120,6 @@ def _study(config: RunConfig, checkpoint: Checkpoint, val_split: Split) -> Study
         "search.signal": config.search.signal,
     }
     return Study(wanted.storage, wanted.name or config.name, space=config.space, belongs=belongs)
-
-
-def build_evaluator(
-    settings: SearchConfig, supernet: SupernetViT, split: Split, cache: EvaluationCache
-) -> SupernetEvaluator:
-    """Measures subnets of `supernet` on `split` as the settings say; runs the float reference where they rank by it."""
-    reference = None
-    if settings.signal == "kl":
-        with stage("reference") as progress:
-            reference = float_reference(supernet, split, batch_size=settings.batch_size, progress=progress)
-    racing = racing_of(settings, images=len(split))
-    measurer = Measurer(supernet, split, batch_size=settings.batch_size, reference=reference, racing=racing)
-    return SupernetEvaluator(LocalExecutor(measurer), cache, racing=racing)
 
 
 def _baselines(run: RunFolder, config: RunConfig, cost_model: CostModel, evaluator: Evaluator) -> dict[str, Any]:

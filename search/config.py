@@ -151,6 +151,10 @@ class SearchConfig:
     `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
     `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
     Without `racing`, every subnet is measured on the whole validation split. `study` is for optuna-dashboard.
+
+    With the executor `ray`, `workers` processes measure the subnets of a generation at the same time, by default one
+    for each CPU core or GPU of the cluster. The result does not depend on their number. It is that of `local` where
+    `threads` is 1: sums of floats depend on the number of threads, of which workers have one unless `threads` is set.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -168,6 +172,8 @@ class SearchConfig:
     top: int = 1
     baselines: bool = False
     study: StudyConfig | None = None
+    executor: Literal["local", "ray"] = "local"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -175,6 +181,10 @@ class SearchConfig:
         for name in ("evaluations", "population", "parents", "batch_size", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1 or null, not {self.workers}")
+        if self.executor == "local" and (self.workers or 1) > 1:
+            raise ValueError(f"workers: {self.workers} of them need executor: ray")
         if not 0 < self.mutation_probability <= 1:
             raise ValueError(f"mutation_probability must lie in (0, 1], not {self.mutation_probability}")
         limits = [target.limit_ms for target in self.targets]

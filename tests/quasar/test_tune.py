@@ -342,6 +342,7 @@ def test_only_ray_address_names_a_cluster_of_others(monkeypatch, address, expect
     calls = []
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr("quasar.ray_cluster.check_answers", lambda address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
