@@ -1,10 +1,10 @@
 """Evaluations that outlast a search, in a file of JSON lines: later searches of the same run measure nothing again.
 
-An evaluation belongs to a subnet, the weights of the supernet, the images and the size of their batches, on which the
-last digits of a loss depend. Lines of others stay in the file and match nothing. What has been measured on more images
-replaces what has been measured on fewer. A search reads from here only what it would measure, so its result does not
-depend on what the file holds. One that ranks by divergence finds only the records that hold divergences; these answer
-for accuracies, too.
+An evaluation belongs to a subnet, the weights of the supernet, the images, the size of their batches, on which the last
+digits of a loss depend, and the precision of its products, which is float32 where a line has none. Lines of others stay
+in the file and match nothing. What has been measured on more images replaces what has been measured on fewer. A search
+reads from here only what it would measure, so its result does not depend on what the file holds. One that ranks by
+divergence finds only the records that hold divergences; these answer for accuracies, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hwmodel.errors import DamagedInputError
 from hwmodel.files import append_line, write_atomic
 from search.config import Signal
 from search.record import Record
+from supernet.stores import Precision
 
 
 class EvaluationCache:
@@ -26,6 +27,7 @@ class EvaluationCache:
         checkpoint: digest of the weights.
         data: digest of the validation split.
         batch_size: of the batches.
+        precision: of the products; see `supernet.stores`.
         signal: what records must tell.
 
     Raises:
@@ -33,13 +35,22 @@ class EvaluationCache:
             is then cut off.
     """
 
-    def __init__(self, path: Path, *, checkpoint: str, data: str, batch_size: int, signal: Signal = "accuracy") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        checkpoint: str,
+        data: str,
+        batch_size: int,
+        precision: Precision = "float32",
+        signal: Signal = "accuracy",
+    ) -> None:
         self._path = path
-        self._key = {"checkpoint": checkpoint, "data": data, "batch_size": batch_size}
+        self._key = {"checkpoint": checkpoint, "data": data, "batch_size": batch_size, "precision": precision}
         self._records: dict[str, Record] = {}
         for number, line in enumerate(whole_lines(path), start=1):
             try:
-                row = json.loads(line)
+                row = {"precision": "float32"} | json.loads(line)
                 record, subnet = Record.from_dict(row), str(row["subnet"])
                 matches = all(row[name] == value for name, value in self._key.items())
             except (ValueError, KeyError, TypeError) as error:

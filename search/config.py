@@ -103,7 +103,8 @@ class RacingConfig:
 
     `error` is the largest probability that a subnet is dropped that is better than the best one so far by at least
     `margin`: a share of the images or, where subnets are ranked by divergence, of the best one's. Accuracies of fewer
-    than `images` images are measured on all of them; divergences, of which a few images tell more, race in any case.
+    than `images` images are measured on all of them; divergences, of which a few images tell more, race in any case,
+    and where `most_images` is given, on that many at most, in whole batches.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -111,14 +112,17 @@ class RacingConfig:
     error: float = 0.1
     margin: float = 0.003
     images: int = 2000
+    most_images: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.error < 0.5:
             raise ValueError(f"racing: error must lie in (0, 0.5), not {self.error}")
         if not 0 <= self.margin < 1:
             raise ValueError(f"racing: margin must lie in [0, 1), not {self.margin}")
-        if self.images < 1:
-            raise ValueError(f"racing: images must be at least 1, not {self.images}")
+        for name in ("images", "most_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"racing: {name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,12 +149,16 @@ class SearchConfig:
     """A search for the best subnet under each target.
 
     Subnets are ranked by `signal`: their accuracy, or `kl`, the mean Kullback-Leibler divergence of their outputs from
-    those of the largest subnet in floats; the latter needs fewer images, and asks for what a trained network gave.
+    those of the largest subnet in floats; the latter needs fewer images, and asks for what a trained network gave. Of
+    the `finalists` with the least divergence under each target the most accurate is chosen: with more than one, the
+    validation split should have thousands of images.
     `evaluations` is the number of subnets that are measured, `population` how many of them in a generation,
     `mutation_probability` the chance of each gene to change, `parents` how many of the best under a target breed.
     `limits` hold for all targets. `top` subnets are kept for each target; the first is what is exported. With
     `baselines` the same number of random subnets and a ladder of uniform ones at 8 and at 4 bits are measured as well.
-    Without `racing`, every subnet is measured on the whole validation split. `study` is for optuna-dashboard.
+    Without `racing`, every subnet is measured on the whole validation split. `study` is for optuna-dashboard. With the
+    `precision` int8, which `auto` takes where a CPU makes it fast, products are those of codes; what a search chooses
+    is measured in float32 all the same.
 
     With the executor `ray`, `workers` processes measure the subnets of a generation at the same time, by default one
     for each CPU core or GPU of the cluster. The result does not depend on their number. It is that of `local` where
@@ -162,6 +170,8 @@ class SearchConfig:
     targets: tuple[Target, ...]
     algorithm: str = "predictor"
     signal: Signal = "accuracy"
+    finalists: int = 1
+    precision: Literal["auto", "float32", "int8"] = "auto"
     evaluations: int = 200
     population: int = 20
     parents: int = 10
@@ -178,7 +188,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets: the list is empty; give at least one latency_ms or fps")
-        for name in ("evaluations", "population", "parents", "batch_size", "top"):
+        for name in ("finalists", "evaluations", "population", "parents", "batch_size", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.workers is not None and self.workers < 1:
@@ -190,3 +200,8 @@ class SearchConfig:
         limits = [target.limit_ms for target in self.targets]
         if len(set(limits)) < len(limits):
             raise ValueError("targets: the same limit is given twice")
+
+    @property
+    def finalists_of_target(self) -> int:
+        """How many of the best under each target are measured on all images, in float32, before one is chosen."""
+        return max(self.top, self.finalists) if self.signal == "kl" else self.top

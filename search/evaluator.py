@@ -34,20 +34,35 @@ class Job:
 class Evaluator(Protocol):
     """Measures subnets on the validation split."""
 
+    @property
+    def approximate(self) -> bool:
+        """Whether outcomes may differ a little from the exact ones even if they are complete."""
+        ...
+
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """One outcome for each job, in their order, each as soon as it and all before it are known."""
+        ...
+
+    def exact(self, subnets: Sequence[Subnet]) -> Iterator[Outcome]:
+        """Complete outcomes of what a search has chosen, in their order."""
         ...
 
 
 class Direct:
     """An evaluator that asks a function for each subnet, and lets none race."""
 
+    approximate = False
+
     def __init__(self, evaluate: Callable[[Subnet], Evaluation]) -> None:
         self._evaluate = evaluate
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """See `Evaluator`."""
-        return (Outcome(evaluation=self._evaluate(job.subnet)) for job in jobs)
+        return self.exact([job.subnet for job in jobs])
+
+    def exact(self, subnets: Sequence[Subnet]) -> Iterator[Outcome]:
+        """See `Evaluator`."""
+        return (Outcome(evaluation=self._evaluate(subnet)) for subnet in subnets)
 
 
 class SupernetEvaluator:
@@ -55,17 +70,33 @@ class SupernetEvaluator:
 
     Args:
         executor: measures on one supernet and one validation split, by the same `racing`.
-        cache: of that supernet, that split and its batches.
+        cache: of that supernet, that split, its batches, and the precision of the executor.
+        exact: the same for float32, where the precision is another one.
     """
 
-    def __init__(self, executor: Executor, cache: EvaluationCache, *, racing: RacingConfig | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        cache: EvaluationCache,
+        *,
+        exact: EvaluationCache | None = None,
+        racing: RacingConfig | None = None,
+    ) -> None:
         self._executor = executor
         self._cache = cache
+        self._exact_cache = exact
         self._racing = racing
+
+    @property
+    def approximate(self) -> bool:
+        """See `Evaluator`."""
+        return self._exact_cache is not None
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """See `Evaluator`."""
-        bests = self._in_full([job.incumbent for job in jobs if job.incumbent and self._racing])
+        # a search that goes on without its file of evaluations lacks the records of incumbents
+        incumbents = [job.incumbent for job in jobs if job.incumbent and self._racing]
+        bests = self._complete(incumbents, self._cache, exact=False)
         against = [bests.get(job.incumbent) if job.incumbent else None for job in jobs]
         known = [self._known(job.subnet, best) for job, best in zip(jobs, against, strict=True)]
         measured = self._executor.records(
@@ -82,13 +113,18 @@ class SupernetEvaluator:
                 self._cache.put(job.subnet.digest, found)
             yield outcome_of(found, best)
 
-    def _in_full(self, subnets: Sequence[Subnet]) -> dict[Subnet, Record]:
-        """The complete records of incumbents: a search that goes on without its file of evaluations lacks some."""
-        wanted = list(dict.fromkeys(subnets))
-        known = {subnet: record for subnet in wanted if (record := self._known(subnet, None)) is not None}
+    def exact(self, subnets: Sequence[Subnet]) -> Iterator[Outcome]:
+        """See `Evaluator`: in float32."""
+        records = self._complete(subnets, self._exact_cache or self._cache, exact=True)
+        return (outcome_of(records[subnet], None) for subnet in subnets)
+
+    def _complete(self, subnets: Sequence[Subnet], cache: EvaluationCache, *, exact: bool) -> dict[Subnet, Record]:
+        wanted = {subnet: cache.get(subnet.digest) for subnet in subnets}
+        known = {subnet: record for subnet, record in wanted.items() if record is not None and record.complete}
         missing = [subnet for subnet in wanted if subnet not in known]
-        for subnet, record in zip(missing, self._executor.records([Task(subnet=s) for s in missing]), strict=True):
-            self._cache.put(subnet.digest, record)
+        tasks = [Task(subnet=subnet, exact=exact) for subnet in missing]
+        for subnet, record in zip(missing, self._executor.records(tasks), strict=True):
+            cache.put(subnet.digest, record)
             known[subnet] = record
         return known
 

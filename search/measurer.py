@@ -1,7 +1,8 @@
 """What measures candidates: subnets with inherited weights, on the validation split. It keeps no books.
 
-They run as `supernet.stores` serves them, with the outputs of the modules that would be exported, bit for bit. With the
-log-probabilities of a float reference, the divergence of each image is measured as well:
+They run as `supernet.stores` serves them: in float32 with the outputs of the modules that would be exported, bit for
+bit, or with products of codes, which take less time on a CPU (`search.precision`). With the log-probabilities of a
+float reference, the divergence of each image is measured as well:
 
     KL(p || q) = sum over classes of p * (log p - log q)    in nats, p of the reference and q of the subnet
 """
@@ -24,7 +25,7 @@ from supernet.config import Progress
 from supernet.data.splits import Split
 from supernet.evaluate import outputs
 from supernet.functional import Observer
-from supernet.stores import Stores
+from supernet.stores import Precision, Stores
 from supernet.subnet import Subnet
 from supernet.vit import SupernetViT, unquantized
 
@@ -33,20 +34,26 @@ from supernet.vit import SupernetViT, unquantized
 class Task:
     """A subnet to measure: on all images, or until its race against `best` ends, the complete record of an incumbent.
 
-    After the first `seen` looks the race has not ended; that is known, and is not asked again.
+    After the first `seen` looks the race has not ended; that is known, and is not asked again. An `exact` task is done
+    in float32, whatever the precision of the others.
     """
 
     subnet: Subnet
     best: Record | None = None
     seen: int = 0
+    exact: bool = False
 
 
 class Measurer:
     """Measures subnets of a supernet whose weights change no more.
 
     Args:
+        precision: of the products; see `supernet.stores`.
         reference: log-probabilities (images, classes) on `split`, if divergences are to be measured.
         racing: when races end; needed for tasks with an incumbent.
+
+    Raises:
+        UsageError: the device has no such products.
     """
 
     def __init__(
@@ -55,10 +62,12 @@ class Measurer:
         split: Split,
         *,
         batch_size: int,
+        precision: Precision = "float32",
         reference: Tensor | None = None,
         racing: RacingConfig | None = None,
     ) -> None:
-        self._stores = Stores(supernet)
+        self._exact_stores = Stores(supernet)
+        self._stores = self._exact_stores if precision == "float32" else Stores(supernet, precision=precision)
         self._split = split
         self._batch_size = batch_size
         self._reference = reference
@@ -66,7 +75,7 @@ class Measurer:
 
     def __call__(self, task: Task) -> Record:
         """What a task asks for; raises `UsageError` for a subnet outside the space."""
-        for record in self._growing(task.subnet):
+        for record in self._growing(task.subnet, self._exact_stores if task.exact else self._stores):
             if record.complete or (len(record.looks) > task.seen and self._ends(record, task.best)):
                 break
         return record
@@ -75,9 +84,9 @@ class Measurer:
         return best is not None and self._racing is not None and ends_race(record, best, self._racing)
 
     @torch.inference_mode()
-    def _growing(self, subnet: Subnet) -> Iterator[Record]:
+    def _growing(self, subnet: Subnet, stores: Stores) -> Iterator[Record]:
         """Records after 1, 2, 4, … batches, as long as others follow, and of the whole split."""
-        device = self._stores.device
+        device = stores.device
         correct: list[Tensor] = []
         divergence: list[Tensor] = []
         looks: list[tuple[int, float]] = []
@@ -93,7 +102,7 @@ class Measurer:
                 divergence=torch.cat(divergence).cpu().numpy() if divergence else None,
             )
 
-        network = self._stores.network(subnet)
+        network = stores.network(subnet)
         stream = outputs(network, self._split, batch_size=self._batch_size, device=device)
         for number, (logits, y_B) in enumerate(stream, start=1):
             correct.append(logits.argmax(dim=1) == y_B)

@@ -38,6 +38,10 @@ the bound is that above as far as m is normal. It is less so than a count: diver
 gain is on a few images that are not among the n looks worse than it is. Hence no comparison before `LEAST_IMAGES`.
 There is no number of images below which nothing races: a divergence tells more of an image than a bit, and s says how
 much. A race needs two batches, though, so batches (`search.batch_size`) are to be small where images are few.
+
+Divergence is a means: in the end the most accurate of the best few is chosen, on all images. On a hundred images it may
+order subnets by accuracy as well as on thousands, so `most_images` ends races without a winner. Then the bound does not
+hold, and figures of all but the first generation and the finalists are estimates.
 """
 
 from __future__ import annotations
@@ -84,6 +88,8 @@ def ends_race(record: Record, best: Record, config: RacingConfig) -> bool:
         return True
     error = config.error / (len(best.looks) - 1)
     if record.divergence is not None and best.divergence is not None:
+        if config.most_images is not None and len(record.correct) >= config.most_images:
+            return True
         return clearly_no_closer(record.divergence, best.divergence, margin=config.margin, error=error)
     return clearly_no_improvement(record.correct, best.correct, margin=config.margin, error=error)
 

@@ -3,7 +3,8 @@
 Evaluated trials are appended to a journal. A search is a function of its settings and seed, so resuming is replaying:
 the algorithm asks for the same subnets again and those in the journal are not evaluated a second time. Subnets may race
 (`search.racing`): the incumbents of a generation are from those before it, so that its subnets do not depend on each
-other, and each is written down as soon as its race is over. What is chosen in the end is measured in full.
+other, and each is written down as soon as its race is over. In the end the best under each target are measured in full
+and in float32, and the most accurate of them is chosen.
 
 A search for one accelerator that targets share has two halves, each with an algorithm of its own; see `search.sharing`.
 """
@@ -32,7 +33,7 @@ from search.evaluator import Evaluator, Job
 from search.limits import Feasibility, costs_function
 from search.racing import Outcome
 from search.sharing import repriced, shared_model, within_limits
-from search.trial import Choice, ParetoFront, Trial, best_under
+from search.trial import Choice, ParetoFront, Trial, best_under, most_accurate_under
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
 from supernet.space import Genotypes, SearchSpace
@@ -104,7 +105,7 @@ def run_search(
     build = ALGORITHMS.get(config.algorithm)
     part = _Part.of(space, model, config, expected_divergence)
     own = part.feasibility
-    found = _Found(trials=[], report={}, stopped=None)
+    found, finalists = _Found(trials=[], report={}, stopped=None), frozenset[int]()
     if part.limits_ms:
         ledger = Ledger(space, evaluator, journal)
         budget = -(-config.evaluations // 2) if shared else config.evaluations
@@ -127,11 +128,11 @@ def run_search(
                     build, ledger, config.evaluations, known=known, rng=rng, progress=progress, observe=observe
                 )
             ledger.set_latencies(found.trials)
-        found = dataclasses.replace(found, trials=part.with_finalists(found.trials, ledger))
+        found, finalists = part.with_finalists(found, ledger)
     trials = within_limits(space, part.model, found.trials, config.limits) if shared else found.trials
     curve = _hypervolumes(found.trials, trials, part.feasibility.bounds.slowest_ms)
     return SearchResult(
-        choices=tuple(_choose(target, trials, part, own) for target in config.targets),
+        choices=tuple(_choose(target, trials, finalists, part, own) for target in config.targets),
         trials=tuple(found.trials),
         front=ParetoFront.of(trials),
         bounds=part.feasibility.bounds,
@@ -249,17 +250,19 @@ class _Part:
                 leaders[limit_ms], led = trial, True
         return led
 
-    def with_finalists(self, trials: list[Trial], ledger: Ledger) -> list[Trial]:
-        """The trials, with those measured in full that are among the best for a target by their estimates."""
-        while not all(trial.complete for trial in trials):
+    def with_finalists(self, found: _Found, ledger: Ledger) -> tuple[_Found, frozenset[int]]:
+        """What was found, with exact figures of the best trials under each limit, and the indices of these."""
+        trials, count = found.trials, self.config.finalists_of_target
+        exact = {trial.index for trial in trials if trial.complete and not ledger.approximate}
+        while True:
             kept = within_limits(self.space, self.model, trials, self.config.limits)
-            best = (best_under(kept, limit_ms, count=self.config.top) for limit_ms in self.limits_ms)
-            finalists = {trial.index: trial for chosen in best for trial in chosen if not trial.complete}
-            if not finalists:
-                break
-            completed = dict(zip(finalists, ledger.completed(list(finalists.values())), strict=True))
+            best = [trial for limit_ms in self.limits_ms for trial in best_under(kept, limit_ms, count=count)]
+            missing = {trial.index: trial for trial in best if trial.index not in exact}
+            if not missing:
+                return dataclasses.replace(found, trials=trials), frozenset(trial.index for trial in best)
+            completed = dict(zip(missing, ledger.completed(list(missing.values())), strict=True))
             trials = [completed.get(trial.index, trial) for trial in trials]
-        return trials
+            exact.update(missing)
 
 
 class Ledger:
@@ -311,9 +314,14 @@ class Ledger:
                 append_line(self._journal, json.dumps(trial.to_dict() | {"images": outcome.evaluation.images}))
             yield trial
 
+    @property
+    def approximate(self) -> bool:
+        """Whether figures of complete trials differ a little from those of `completed`."""
+        return self._evaluator.approximate
+
     def completed(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials measured in full. The journal keeps what the algorithm was told: it must ask for these again."""
-        outcomes = self._evaluator.outcomes([Job(subnet=self._subnet(trial)) for trial in trials])
+        """The trials with exact figures. The journal keeps what the algorithm was told: it must ask for these again."""
+        outcomes = self._evaluator.exact([self._subnet(trial) for trial in trials])
         return [
             dataclasses.replace(trial, **_figures(outcome)) for trial, outcome in zip(trials, outcomes, strict=True)
         ]
@@ -354,15 +362,17 @@ def _hypervolumes(
     return tuple(curve)
 
 
-def _choose(target: Target, trials: Sequence[Trial], part: _Part, own: Feasibility) -> Choice:
-    """`own` is what accelerators of their own can meet, where `part` is on one that targets share."""
+def _choose(
+    target: Target, trials: Sequence[Trial], finalists: frozenset[int], part: _Part, own: Feasibility
+) -> Choice:
+    """The most accurate of the finalists; `own` is what accelerators of their own can meet, if targets share one."""
     config, limit_ms, fastest_ms = part.config, target.limit_ms, part.feasibility.bounds.fastest_ms
     reason = part.feasibility.reason(target)
     if reason:
         if not own.reason(target):
             reason += "; that is on the accelerator for all targets: hardware.accelerator=per_subnet may meet it"
         return Choice(limit_ms=limit_ms, reason=reason, nearest_latency_ms=fastest_ms)
-    best = best_under(trials, limit_ms, count=config.top)
+    best = most_accurate_under([t for t in trials if t.index in finalists], limit_ms, count=config.top)
     if not best:
         together = " together with search.limits" if config.limits != Limits() else ""
         return Choice(

@@ -3,12 +3,12 @@
 Every linear is quantized once, at both precisions, when a subnet first needs it; what a subnet has of it are slices of
 these two stores. A batch is run in pieces whose activations a CPU finds in its cache again.
 
-In float32 the stores hold `code * scale`, since that is what a product reads. So they take twice the memory of the
+In `float32` the stores hold `code * scale`, since that is what a product reads. So they take twice the memory of the
 weights. A slice with all inputs whose rows have one precision is a view; others are copied, since products of strided
 matrices may be summed in another order. Outputs are those of `supernet.standalone.extract`, bit for bit, as long as the
 matrix products of a machine do not depend on how many rows they have.
 
-With integer products the stores hold codes, and activations are codes where a block's linears read them:
+With products of `int8` the stores hold codes, and activations are codes where a block's linears read them:
 
     y = s_x * s_w * (sum_k w_k q_k - z * sum_k w_k) + b      w, q: int8; z: the zero point; s_w, b: of the row
 
@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from hwmodel.errors import UsageError
 from supernet import functional
 from supernet.plan import head_plan, mlp_plan, patch_plan
 from supernet.subnet import BlockChoice, Subnet, hidden_units
@@ -39,22 +40,35 @@ _PIECE = 1 << 19
 _INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
-def has_integer_products(device: torch.device) -> bool:
-    """Whether the device multiplies matrices of int8 fast and exactly."""
+#: how linears multiply
+Precision = Literal["float32", "int8"]
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """The precision with which subnets take the least time on the device."""
+    return "int8" if _multiplies_int8(device) else "float32"
+
+
+def _multiplies_int8(device: torch.device) -> bool:
     return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in _INT8_INSTRUCTIONS)
 
 
 class Stores:
     """Serves the subnets of `supernet`, whose weights and scales must stay as they are from now on.
 
-    Args:
-        integer: the products are those of codes; only where the device `has_integer_products`.
+    Raises:
+        UsageError: the device does not multiply int8 fast and exactly.
     """
 
-    def __init__(self, supernet: SupernetViT, *, integer: bool = False) -> None:
+    def __init__(self, supernet: SupernetViT, *, precision: Precision = "float32") -> None:
         self._supernet = supernet
         self._quantized = QuantizedOnce()
-        self._codes = CodesOnce() if integer else None
+        self._codes = CodesOnce() if precision == "int8" else None
+        if self._codes and not _multiplies_int8(self.device):
+            raise UsageError(
+                f"products of int8 need a CPU with one of {', '.join(_INT8_INSTRUCTIONS)}, and subnets are evaluated "
+                f"on {'one without' if self.device.type == 'cpu' else self.device}; choose float32 or auto"
+            )
 
     @property
     def device(self) -> torch.device:

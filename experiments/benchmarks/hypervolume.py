@@ -42,7 +42,7 @@ from search.record import Record
 from search.trial import ParetoFront, Trial, best_under
 from supernet.evaluate import outputs
 from supernet.space import GLOBAL_GENES, Genotypes
-from supernet.stores import Stores, has_integer_products
+from supernet.stores import Stores, fastest_precision
 from supernet.subnet import Subnet
 
 IMAGES = 1000
@@ -168,9 +168,9 @@ class Comparison:
         self._model = build_cost_model(self._config)
         supernet, checkpoint = load_supernet(run, self._config)
         _, self._split = open_splits(self._config)
-        integer = has_integer_products(supernet.cls_token.device)
-        self._stores = Stores(supernet, integer=integer)
-        data = f"{self._split.digest}, first {IMAGES}, {'int8' if integer else 'float32'}"
+        precision = fastest_precision(supernet.cls_token.device)
+        self._stores = Stores(supernet, precision=precision)
+        data = f"{self._split.digest}, first {IMAGES}, {precision}"
         self._cache = EvaluationCache(cache, checkpoint=checkpoint.digest, data=data, batch_size=IMAGES)
         self._feasibility = Feasibility.of(self._space, self._model, self._config.search.limits)
         self._costs_of = costs_function(self._space, self._model, self._config.search.limits)

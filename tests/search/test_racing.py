@@ -1,5 +1,6 @@
 """The rule of a race, its error probability, and searches whose subnets race."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from search.run import run_search
 from supernet.evaluate import evaluate
 from supernet.functional import Observer
 from supernet.standalone import extract
+from supernet.stores import fastest_precision
 from supernet.vit import unquantized
 
 IMAGES = 2048
@@ -163,15 +165,27 @@ def split(supernet):
 def make_evaluator(supernet, split, tmp_path):
     """An evaluator of the supernet; `one(subnet, incumbent)` asks it for a single outcome."""
 
-    def make(file="evaluations.jsonl", batch_size=60, checkpoint="c", racing=None, signal="accuracy", wrap=None):
-        cache = EvaluationCache(tmp_path / file, checkpoint=checkpoint, data="d", batch_size=batch_size, signal=signal)
+    def make(
+        file="evaluations.jsonl",
+        batch_size=60,
+        checkpoint="c",
+        racing=None,
+        signal="accuracy",
+        precision="float32",
+        wrap=None,
+    ):
+        key = {"checkpoint": checkpoint, "data": "d", "batch_size": batch_size, "signal": signal}
+        cache = EvaluationCache(tmp_path / file, **key, precision=precision)
+        exact = None if precision == "float32" else EvaluationCache(tmp_path / file, **key)
         reference = None
         if signal == "kl":
             reference = float_reference(supernet, split, batch_size=batch_size, progress=lambda *_: None)
-        measure = Measurer(supernet, split, batch_size=batch_size, reference=reference, racing=racing)
+        measure = Measurer(
+            supernet, split, batch_size=batch_size, precision=precision, reference=reference, racing=racing
+        )
         executor = LocalExecutor(wrap(measure) if wrap else measure)
         split.batches_given = 0
-        return SupernetEvaluator(executor, cache, racing=racing)
+        return SupernetEvaluator(executor, cache, exact=exact, racing=racing)
 
     return make
 
@@ -191,7 +205,7 @@ def signal(request):
 
 @pytest.fixture
 def search(space, cost_model, bounds, make_evaluator, signal, tmp_path):
-    def run(journal, file="evaluations.jsonl", wrap=None, **settings):
+    def run(journal, file="evaluations.jsonl", wrap=None, precision="float32", **settings):
         spread = bounds.slowest_ms - bounds.fastest_ms
         targets = tuple(Target(latency_ms=bounds.fastest_ms + share * spread) for share in (0.4, 1.0))
         settings = {"evaluations": 30, "population": 10, "racing": RACING, "signal": signal} | settings
@@ -199,7 +213,7 @@ def search(space, cost_model, bounds, make_evaluator, signal, tmp_path):
             space=space,
             model=cost_model,
             config=SearchConfig(targets=targets, **settings),
-            evaluator=make_evaluator(file, racing=RACING, signal=signal, wrap=wrap),
+            evaluator=make_evaluator(file, racing=settings["racing"], signal=signal, precision=precision, wrap=wrap),
             journal=tmp_path / journal,
             seed=0,
             progress=lambda done, total, text: None,
@@ -313,6 +327,36 @@ def test_finalists_known_by_estimates_are_measured_in_full(search):
     for choice in result.choices:
         assert len(choice.alternatives) > 8
         assert all(trial.complete for trial in (choice.trial, *choice.alternatives))
+
+
+@pytest.mark.parametrize("signal", ["kl"])
+def test_of_the_finalists_the_most_accurate_is_chosen(search):
+    result = search("trials.jsonl", finalists=6, racing=dataclasses.replace(RACING, most_images=60))
+    for choice in result.choices:
+        feasible = [trial for trial in result.trials if trial.latency_ms <= choice.limit_ms]
+        closest = sorted(feasible, key=lambda trial: trial.quality)[-6:]
+        assert all(trial.complete for trial in closest)
+        assert choice.trial.val_accuracy == max(trial.val_accuracy for trial in closest)
+        assert choice.trial.score >= min(trial.score for trial in closest)
+
+
+@pytest.mark.parametrize("signal", ["kl"])
+def test_divergences_are_measured_on_so_many_images_at_most(search, tmp_path):
+    search("trials.jsonl", racing=dataclasses.replace(RACING, most_images=100))
+    rows = lines_of(tmp_path / "trials.jsonl")
+    assert {row["images"] for row in rows[:10]} == {480}  # there is nothing to race against
+    assert {row["images"] for row in rows[10:]} == {60, 120}
+
+
+@pytest.mark.skipif(fastest_precision(torch.device("cpu")) != "int8", reason="this CPU does not multiply int8 fast")
+def test_what_is_chosen_is_measured_in_float32(search, split, signal, make_evaluator):
+    result = search("trials.jsonl", precision="int8")
+    exact, codes = make_evaluator(signal=signal), make_evaluator(signal=signal, precision="int8")
+    for choice in result.choices:
+        whole, close = one(exact, choice.subnet), one(codes, choice.subnet)
+        assert (choice.trial.val_accuracy, choice.trial.val_loss) == (whole.evaluation.accuracy, whole.evaluation.loss)
+        assert close.evaluation.loss == pytest.approx(whole.evaluation.loss, rel=1e-2)
+    assert split.batches_given == 0  # both are in the file
 
 
 @pytest.mark.parametrize(("stop", "keep_cache"), [(3, True), (17, False), (25, True)])

@@ -10,11 +10,11 @@ from hwmodel.errors import UsageError
 from supernet.functional import Linear
 from supernet.plan import mlp_plan
 from supernet.standalone import extract
-from supernet.stores import Stores, has_integer_products
+from supernet.stores import Stores, fastest_precision
 from supernet.vit import CodesOnce, ElasticLinear
 
 integer_products = pytest.mark.skipif(
-    not has_integer_products(torch.device("cpu")), reason="this CPU multiplies int8 neither fast nor exactly"
+    fastest_precision(torch.device("cpu")) != "int8", reason="this CPU does not multiply int8 fast and exactly"
 )
 
 
@@ -98,6 +98,13 @@ def test_integer_products_change_no_more_than_single_codes(make_space, make_supe
     for subnet in (space.smallest(), space.largest()):
         with torch.inference_mode():
             exact = Stores(model).network(subnet)(x)
-            integer = Stores(model, integer=True).network(subnet)(x)
+            integer = Stores(model, precision="int8").network(subnet)(x)
         assert ((integer - exact).abs().amax(dim=1) > 1e-4 * exact.abs().max()).double().mean() < 0.2
         torch.testing.assert_close(integer, exact, rtol=0, atol=0.05 * exact.std().item())
+
+
+def test_a_cpu_without_products_of_int8_is_refused_them(supernet, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
+    assert fastest_precision(torch.device("cpu")) == "float32"
+    with pytest.raises(UsageError, match="avx512_vnni"):
+        Stores(supernet, precision="int8")
