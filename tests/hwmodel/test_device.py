@@ -260,7 +260,7 @@ class TestProcessors:
         assert load_hardware("zcu102") == load_device("zcu102")
 
     def test_what_needs_a_board_says_so(self):
-        with pytest.raises(UsageError, match="jetson_tx2 is no FPGA board .*such as zcu102"):
+        with pytest.raises(UsageError, match=r"jetson_tx2 is no FPGA board .*such as zcu102"):
             load_device("jetson_tx2")
 
     @pytest.mark.parametrize(
