@@ -10,7 +10,7 @@ def measured_host(*, largest=100.0, most_tokens=None, power_w=None):
 
     def grid(sizes):
         ends = [most_tokens if most_tokens and size == "tokens" else largest for size in sizes]
-        axes = tuple(np.array([1.0, end / 3, end]) for end in ends)
+        axes = tuple(np.array([1.0, end // 2, end]) for end in ends)
         return OperatorGrid(axes=axes, time_us=np.asarray(1.0 + sum(np.meshgrid(*axes, indexing="ij"))))
 
     return MeasuredHost(
