@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def search_stage(
     supernet, checkpoint = load_supernet(run, config)
     train_split, val_split = splits
     check_same_images(train_split, checkpoint, run)
-    cache = EvaluationCache(
+    caches = partial(
+        EvaluationCache,
         run.evaluations,
         checkpoint=checkpoint.digest,
         data=val_split.digest,
@@ -72,7 +74,7 @@ def search_stage(
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
     started = time.monotonic()
-    with search_evaluator(run, config, supernet, val_split, cache) as evaluator:
+    with search_evaluator(run, config, supernet, val_split, caches) as evaluator:
         if overwrite:
             run.remove("search", "finetune", "export", "report")
         write_atomic(run.path / CONFIG_FILE, config.to_yaml())
