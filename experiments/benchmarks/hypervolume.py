@@ -102,13 +102,11 @@ class AutoFormerEvolution:
         """The first `count` candidates in the range that are new."""
         least_ms, most_ms = self._ranges[index]
         found: list[Genotypes] = []
-        for genotype in candidates:
+        while len(found) < count and (genotype := next(candidates, None)) is not None:
             latency_ms = self._problem.costs_of(genotype[None]).latency_ms[0]
             if least_ms < latency_ms <= most_ms and genotype.tobytes() not in self._seen:
                 self._seen.add(genotype.tobytes())
                 found.append(genotype)
-                if len(found) == count:
-                    break
         return found
 
     def _random(self, index: int) -> Iterator[Genotypes]:

@@ -227,7 +227,7 @@ def server(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
         assert process.poll() is None, "the server has ended"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(600)  # a busy machine is slow
 
 
 def asker(port: int, image: bytes) -> Callable[[], tuple[int, float]]:

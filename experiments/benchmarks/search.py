@@ -33,16 +33,22 @@ The last line is JSON: a key for each algorithm, and
                               points of accuracy, for the target where that is most (0.3 at most is the mark)
     racing_evaluation_s       CPU seconds of one candidate on all images, on average
     racing_share_of_images    images that the candidates saw, of those that they would have seen without racing
+
+`--run RUN --ray` prints other keys and no more, in seconds of the clock, so the machine has to be idle:
+    ray2_speedup              a search of the run by one actor of Ray over it by two (1.5 on two cores is the mark)
+    ray1_startup_s, …         until the actors have measured a subnet each; not part of the search
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +61,7 @@ from hwmodel.device import load_device
 from hwmodel.explore import best_accelerator
 from quasar.pipeline import load_supernet, open_splits
 from quasar.run_folder import RunFolder
+from quasar.search_evaluator import search_evaluator
 from quasar.targets import build_cost_model
 from search.algorithm import ALGORITHMS, SearchAlgorithm, SearchProblem
 from search.bounds import latency_bounds
@@ -89,6 +96,7 @@ NOISE = 0.004
 REPEATS = 3  # of searches whose CPU time is measured; the least of them counts
 TO_RANDOM = ("predictor", "evolution", "nsga2", "autoformer")
 MOST_TO_RANDOM = 200
+RAY_EVALUATIONS = 60
 COLUMNS = (
     "hypervolume_100",
     "hypervolume_200",
@@ -286,6 +294,41 @@ def racing(folder: Path) -> dict[str, float]:
     }
 
 
+def ray_speedup(folder: Path) -> dict[str, float]:
+    """The keys of the last line that are about actors of Ray, on the supernet of a run."""
+    run = RunFolder(folder)
+    config = run.config()
+    supernet, checkpoint = load_supernet(run, config)
+    _, split = open_splits(config)
+    key = {"checkpoint": checkpoint.digest, "data": split.digest, "batch_size": config.search.batch_size}
+    startup_s, search_s = {}, {}
+    for workers in (1, 2):
+        settings = dataclasses.replace(config.search, evaluations=RAY_EVALUATIONS, executor="ray", workers=workers)
+        with tempfile.TemporaryDirectory() as name:
+            caches = partial(EvaluationCache, Path(name) / "evaluations.jsonl", **key)
+            started = time.monotonic()
+            settled = dataclasses.replace(config, search=settings)
+            with search_evaluator(run, settled, supernet, split, caches) as evaluator:
+                ends = [Job(subnet=config.space.smallest()), Job(subnet=config.space.largest())]
+                list(evaluator.outcomes(ends))  # a task for each worker, which gets ready for it
+                startup_s[workers], started = time.monotonic() - started, time.monotonic()
+                run_search(
+                    space=config.space,
+                    model=build_cost_model(config),
+                    config=settings,
+                    evaluator=evaluator,
+                    journal=Path(name) / "trials.jsonl",
+                    seed=config.seed,
+                    progress=lambda done, total, text: None,
+                )
+                search_s[workers] = time.monotonic() - started
+    return {
+        "ray2_speedup": round(search_s[1] / search_s[2], 2),
+        **{f"ray{workers}_search_s": round(seconds, 1) for workers, seconds in search_s.items()},
+        **{f"ray{workers}_startup_s": round(seconds, 1) for workers, seconds in startup_s.items()},
+    }
+
+
 def to_random(folder: Path, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """The keys of the last line that are about evaluations to reach random search."""
     return evaluations_to_random(
@@ -300,7 +343,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a folder with a trained supernet, for what racing saves")
     parser.add_argument("--hypervolume", type=Path, metavar="FILE", help="with --run, instead of racing; see above")
     parser.add_argument("--algorithms", nargs="+", help="only these")
+    parser.add_argument("--ray", action="store_true", help="with --run, only what two actors of Ray save")
     options = parser.parse_args()
+    if options.ray:
+        print(json.dumps(ray_speedup(options.run)))
+        return
     evaluations = options.evaluations or (200 if options.quick else 400)
     seeds = range(2 if options.quick else 5)
     left_out = {"sensitivity"} | ({"tpe"} if options.quick else set())  # the first chooses row precisions only

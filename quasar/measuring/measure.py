@@ -39,13 +39,13 @@ _CALL = Point("call", ())
 
 
 def burst_us(run: Run, clock: Callable[[], float], *, burst_s: float) -> float:
-    """Microseconds of the fastest of several runs in a row: of those within `burst_s` seconds, and of three at least.
+    """Microseconds of the fastest of several runs in a row: of those within `burst_s` seconds, and of five at least.
 
     The first ones bring what is needed back into the caches, and one that was interrupted has to read it again.
     """
     found: list[float] = []
     end = time.perf_counter() + burst_s
-    while len(found) < 3 or time.perf_counter() < end:
+    while len(found) < 5 or time.perf_counter() < end:
         start = clock()
         run()
         found.append(clock() - start)

@@ -61,7 +61,7 @@ QUICK = Plan(
     head_dims=(2, 64),
     patch_grids=(1, 4, 14),
     patch_sizes=(1, 4, 16),
-    embed_widths=(2, 384),
+    embed_widths=(2, 1024),
     rounds=7,
     burst_s=1e-3,
     most_macs=3e8,
@@ -69,7 +69,7 @@ QUICK = Plan(
 
 
 #: networks that a table is fitted to, and others that it is checked with
-FITTED, CHECKED = 12, 30
+FITTED, CHECKED = 18, 30
 #: of those networks
 MLP_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 

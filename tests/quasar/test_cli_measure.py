@@ -159,7 +159,7 @@ class TestPlans:
     def test_networks_lie_within_what_is_measured_and_far_apart(self, plan):
         networks = Networks.of(plan, seed=1)
         assert networks != Networks.of(plan, seed=2)
-        assert len(networks.fitted) == 12
+        assert len(networks.fitted) == 18
         assert len(networks.checked) == 30
         assert not set(networks.fitted) & set(networks.checked)
         macs = [lower(subnet).macs for subnet in networks.checked]
@@ -167,7 +167,10 @@ class TestPlans:
         assert max(macs) <= plan.most_macs
         for subnet in (*networks.fitted, *networks.checked):
             assert subnet.tokens <= plan.tokens[-1]
-            assert max(subnet.embed_dim, subnet.num_classes) <= plan.widths[-1]
+            assert max(subnet.embed_dim, subnet.num_classes) <= min(plan.widths[-1], plan.embed_widths[-1])
+            assert subnet.image_size // subnet.patch_size <= min(plan.grids[-1], plan.patch_grids[-1])
+            assert subnet.patch_size <= plan.patch_sizes[-1]
+            assert subnet.head_dim <= plan.head_dims[-1]
             for block in subnet.blocks:
                 inner = block.num_heads * subnet.head_dim
                 assert max(block.mlp_ratio * subnet.embed_dim, 3 * inner) <= plan.hidden[-1]

@@ -20,7 +20,8 @@ from hwmodel.errors import UsageError
 from quasar.runtime.listen import bound
 from quasar.runtime.server import Limits, create_app
 
-PATIENCE_S = 60
+#: a busy machine is slow
+PATIENCE_S = 120
 #: a request whose body does not all come
 BEGUN = b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
 
