@@ -33,7 +33,7 @@ from search.evaluator import Evaluator, Job
 from search.limits import Feasibility, costs_function
 from search.racing import Outcome
 from search.sharing import repriced, shared_model, within_limits
-from search.trial import Choice, ParetoFront, Trial, best_under, most_accurate_under
+from search.trial import Choice, ParetoFront, Trial, best_under, most_accurate_first
 from supernet.config import Progress
 from supernet.evaluate import Evaluation
 from supernet.space import Genotypes, SearchSpace
@@ -372,7 +372,8 @@ def _choose(
         if not own.reason(target):
             reason += "; that is on the accelerator for all targets: hardware.accelerator=per_subnet may meet it"
         return Choice(limit_ms=limit_ms, reason=reason, nearest_latency_ms=fastest_ms)
-    best = most_accurate_under([t for t in trials if t.index in finalists], limit_ms, count=config.top)
+    best = best_under([t for t in trials if t.index in finalists], limit_ms, count=config.finalists_of_target)
+    best = most_accurate_first(best, count=config.finalists)[: config.top]
     if not best:
         together = " together with search.limits" if config.limits != Limits() else ""
         return Choice(

@@ -81,10 +81,9 @@ def best_under(trials: Sequence[Trial], limit_ms: float, *, count: int = 1) -> l
     return nlargest(count, feasible, key=lambda t: (t.quality, -t.index))
 
 
-def most_accurate_under(trials: Sequence[Trial], limit_ms: float, *, count: int) -> list[Trial]:
-    """As `best_under`, but by accuracy even where subnets are ranked by something else."""
-    feasible = [trial for trial in trials if trial.latency_ms <= limit_ms]
-    return nlargest(count, feasible, key=lambda t: (t.val_accuracy, t.quality, -t.index))
+def most_accurate_first(best: Sequence[Trial], *, count: int) -> list[Trial]:
+    """The trials with the first `count` of them in the order of accuracy, even if something else ranked them."""
+    return sorted(best[:count], key=lambda t: (t.val_accuracy, t.quality, -t.index), reverse=True) + list(best[count:])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -373,7 +373,7 @@ def main() -> None:
     found = filters(model, 200_000 if options.quick else 1_000_000)
     if options.run:
         found |= to_random(options.run, options.hypervolume, seeds) if options.hypervolume else racing(options.run)
-    print(*(f"{key} {value:,}" for key, value in found.items()), sep="   ")
+    print(*(f"{key} {value:,}" for key, value in found.items() if not isinstance(value, dict)), sep="   ")
     document: dict[str, Any] = {name: {key: round(value, 5) for key, value in m.items()} for name, m in medians.items()}
     if "evolution" in medians:
         document["overhead_us"] = round(1e3 * medians["evolution"]["run_ms"], 1)

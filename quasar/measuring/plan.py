@@ -21,7 +21,7 @@ class Plan:
         heads, head_dims, patch_sizes, embed_widths: of those two.
         rounds: repetitions of everything, one after the other.
         burst_s: seconds for which one thing is run again and again in a round.
-        most_macs: multiply-accumulates of the largest network that the table is checked with.
+        most_macs, most_weights: of the networks that the table is fitted to and checked with.
     """
 
     tokens: tuple[int, ...]
@@ -36,6 +36,7 @@ class Plan:
     rounds: int
     burst_s: float
     most_macs: float
+    most_weights: float
 
 
 FULL = Plan(
@@ -51,6 +52,7 @@ FULL = Plan(
     rounds=9,
     burst_s=3e-3,
     most_macs=2e9,
+    most_weights=25e6,
 )
 QUICK = Plan(
     tokens=(1, 17, 65, 197),
@@ -65,6 +67,7 @@ QUICK = Plan(
     rounds=7,
     burst_s=1e-3,
     most_macs=3e8,
+    most_weights=8e6,
 )
 
 
@@ -86,8 +89,13 @@ class Networks:
         """Different ones for each seed; none is on the grid of the plan on purpose."""
         rng = np.random.default_rng(seed)
         count = FITTED + CHECKED
-        drawn = {subnet: lower(subnet).macs for subnet in [_drawn(plan, rng) for _ in range(5 * count)]}
-        drawn = {subnet: macs for subnet, macs in drawn.items() if macs <= plan.most_macs}
+        drawn: dict[Subnet, int] = {}
+        while len(drawn) < 4 * count:
+            subnet = _drawn(plan, rng)
+            workload = lower(subnet)
+            weights = sum(gemm.inputs * gemm.rows for gemm in workload.gemms if gemm.stored)
+            if workload.macs <= plan.most_macs and weights <= plan.most_weights:
+                drawn[subnet] = workload.macs
         chosen: list[Subnet] = []
         for rung in np.geomspace(min(drawn.values()), max(drawn.values()), count).tolist():
             nearest = min(drawn, key=lambda subnet: abs(np.log(drawn[subnet] / rung)))

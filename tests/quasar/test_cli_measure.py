@@ -29,6 +29,7 @@ TINY = dataclasses.replace(
     rounds=2,
     burst_s=0.0,
     most_macs=5e6,
+    most_weights=1e6,
 )
 
 
