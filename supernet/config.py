@@ -127,6 +127,8 @@ class TrainConfig:
         optimizer: adamw, or muon (Jordan et al. 2024, as in timm): matrices (weights and position embeddings) take
             orthogonalized steps of the size that AdamW's have, so that similar `lr` fit; all else is AdamW's.
         float_epochs: first epochs, without quantization; the ranges of activations are followed all the same.
+        auxiliary_share: share of the epochs over which the weight of what operators add in training alone falls from 1
+            to 0, step by step (softmax attention beside linear-angular attention); 0 trains without it.
         accumulate: equal parts in which a batch goes through the network, one after the other: less memory, and the
             same gradient up to rounding.
         clip_grad_norm: upper limit of the gradient's norm, null for none.
@@ -158,6 +160,7 @@ class TrainConfig:
     activation_momentum: float = 0.95
     eval_every: int = 1
     float_epochs: int = 0
+    auxiliary_share: float = 0.5
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = None
@@ -189,6 +192,8 @@ class TrainConfig:
         for name in ("label_smoothing", "activation_momentum", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if not 0 <= self.auxiliary_share <= 1:
+            raise ValueError(f"auxiliary_share must lie in [0, 1], not {self.auxiliary_share}")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm must be positive or null, not {self.clip_grad_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -236,8 +236,20 @@ class ActivationSites(nn.Module):
 class Mix(Protocol):
     """A token mixer on effective weights; see `attention`."""
 
-    def __call__(self, x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer) -> Tensor:
-        """The mixed tokens (B, T, D)."""
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        linears: dict[str, Linear],
+        *,
+        head_dim: int,
+        quantizer: Quantizer,
+        auxiliary: float = 0.0,
+    ) -> Tensor:
+        """The mixed tokens (B, T, D).
+
+        Args:
+            auxiliary: weight of what the operator adds in training alone, if it does; see `supernet.step`.
+        """
         ...
 
 
@@ -256,21 +268,37 @@ def embed_patches(x_BCHW: Tensor, patch: Linear, cls_D: Tensor, position_TD: Ten
     return torch.cat([cls_B1D, x_BTD], dim=1) + position_TD
 
 
-def attention(x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer) -> Tensor:
-    """Multi-head attention; the rows of qkv are ordered (head, q|k|v, channel), so a prefix keeps whole heads.
+def heads_of(
+    x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, H, T, N) at their sites; the rows of qkv are ordered (head, q|k|v, channel).
 
-    Written out on a CPU, where torch's fused kernel has a slow backward pass in bfloat16 and gains nothing in float32.
+    So a prefix of the rows keeps whole heads.
     """
     batch, tokens, _ = x_BTD.shape
     qkv_BTH3N = linears["qkv"](x_BTD).reshape(batch, tokens, -1, 3, head_dim)
     q_BHTN, k_BHTN, v_BHTN = qkv_BTH3N.permute(3, 0, 2, 1, 4).unbind(0)
-    q_BHTN, k_BHTN, v_BHTN = quantizer("q", q_BHTN), quantizer("k", k_BHTN), quantizer("v", v_BHTN)
+    return quantizer("q", q_BHTN), quantizer("k", k_BHTN), quantizer("v", v_BHTN)
+
+
+def project(mixed_BHTN: Tensor, linears: dict[str, Linear], *, quantizer: Quantizer) -> Tensor:
+    """The mixed values of all heads, quantized at their site, through the output projection: (B, T, D)."""
+    return linears["proj"](quantizer("mixed", mixed_BHTN.transpose(1, 2).flatten(2)))
+
+
+def attention(
+    x_BTD: Tensor, linears: dict[str, Linear], *, head_dim: int, quantizer: Quantizer, auxiliary: float = 0.0
+) -> Tensor:
+    """Multi-head attention, which adds nothing in training.
+
+    Written out on a CPU, where torch's fused kernel has a slow backward pass in bfloat16 and gains nothing in float32.
+    """
+    q_BHTN, k_BHTN, v_BHTN = heads_of(x_BTD, linears, head_dim=head_dim, quantizer=quantizer)
     if x_BTD.is_cuda:
         mixed_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHTN, v_BHTN)
     else:
         mixed_BHTN = (q_BHTN @ k_BHTN.transpose(-2, -1) * head_dim**-0.5).softmax(dim=-1) @ v_BHTN
-    mixed_BTD = mixed_BHTN.transpose(1, 2).reshape(batch, tokens, -1)
-    return linears["proj"](quantizer("mixed", mixed_BTD))
+    return project(mixed_BHTN, linears, quantizer=quantizer)
 
 
 def feed_forward(x_BTD: Tensor, linears: dict[str, Linear], *, quantizer: Quantizer) -> Tensor:
@@ -292,9 +320,12 @@ def encoder_block(
     head_dim: int,
     mixer_quantizer: Quantizer,
     quantizer: Quantizer,
+    auxiliary: float = 0.0,
 ) -> Tensor:
-    """A pre-norm encoder block with layer scaling (`scale1`, `scale2`: (D,) or None)."""
-    mixed_BTD = mix(quantizer("norm1", norm1(x_BTD)), mixer, head_dim=head_dim, quantizer=mixer_quantizer)
+    """A pre-norm encoder block with layer scaling (`scale1`, `scale2`: (D,) or None); `auxiliary` as in `Mix`."""
+    mixed_BTD = mix(
+        quantizer("norm1", norm1(x_BTD)), mixer, head_dim=head_dim, quantizer=mixer_quantizer, auxiliary=auxiliary
+    )
     x_BTD = x_BTD + (mixed_BTD if scale1 is None else mixed_BTD * scale1)
     out_BTD = feed_forward(quantizer("norm2", norm2(x_BTD)), mlp, quantizer=quantizer)
     return x_BTD + (out_BTD if scale2 is None else out_BTD * scale2)

@@ -13,8 +13,6 @@ Shape suffixes as in `supernet.functional`: B images, T tokens, D channels, H he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,31 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hwmodel.errors import UsageError
-from hwmodel.integer import SHIFTS, FloatArray, Int8Array, IntegerGemm, mantissa_and_shift
-from hwmodel.integer_vector import (
-    IntegerLayerNorm,
-    IntegerResidual,
-    IntegerSoftmax,
-    LayerNormConstants,
-    Operation,
-    exponential_table,
-    layernorm_constants,
-    softmax_constants,
-)
+from hwmodel.integer import FloatArray, Int8Array, IntegerGemm
+from hwmodel.integer_vector import IntegerResidual
 from supernet import functional
 from supernet.functional import ActivationSites, Norm
+from supernet.operators.integer import IntegerMixer, IntegerNorm, Recorder, naming, requantization
+from supernet.operators.registry import OPERATORS, operator
 from supernet.standalone import LayerNorm, QuantLinear, SubnetBlock, SubnetViT
 from supernet.subnet import Subnet
 
 Int16Array = NDArray[np.int16]
 
-#: is told of every operation, in order: the name of its layer in the lowered workload, and its operands
-Recorder = Callable[[str, Operation], None]
-
 ACT_BITS = 8
 RESIDUAL_LIMIT = 2**15 - 1
-#: of the networks' LayerNorms, see `supernet.functional.Norm`
-LAYER_NORM_EPSILON = 1e-6
 #: room above the largest residual and logit that was seen, so that other images do not saturate
 HEADROOM = 1.5
 
@@ -58,13 +44,13 @@ HEADROOM = 1.5
 class IntegerRanges:
     """Scales that the integer network needs beside the subnet's own: value of one code of each.
 
-    `scores` has one scale for each block.
+    `scores` has one scale for each block, None where its operator has no tensor without a site (see `IntegerMixer`).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     residual: float
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
     logits: float
 
 
@@ -76,7 +62,8 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
         UsageError: an operator of the subnet has no integer form.
     """
     largest = torch.zeros(())
-    scores: list[float] = []
+    scores: list[float | None] = []
+    smallest = 1e-8
 
     def watched(norm: Norm) -> Norm:
         def apply(x: Tensor) -> Tensor:
@@ -94,8 +81,8 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
         module.position,
         patch_size=module.subnet.patch_size,
     )
-    for child in module.blocks:
-        block = cast(SubnetBlock, child)
+    for child, choice in zip(module.blocks, module.subnet.blocks, strict=True):
+        block, mixer = cast(SubnetBlock, child), integer_form(choice.operator)
         seen: dict[str, Tensor] = {}
 
         def watch(site: str, x: Tensor, block: SubnetBlock = block, seen: dict[str, Tensor] = seen) -> Tensor:
@@ -115,17 +102,26 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
             mixer_quantizer=watch,
             quantizer=block.sites.quantizer(None),
         )
-        if not {"q", "k"} <= seen.keys():
-            raise UsageError("an operator of this subnet has no integer form; only 'attention' has one")
-        scores.append(float((seen["q"] @ seen["k"].transpose(-2, -1)).abs().amax()) * block.head_dim**-0.5 / 127)
+        own = mixer.own_scale({site: x.numpy() for site, x in seen.items()})
+        scores.append(None if own is None else max(own, smallest))
     x_BD = stem("norm", watched(module.norm.active())(x_BTD)[:, 0])
     logits = module.head.active()(x_BD).abs().amax()
-    smallest = 1e-8
     return IntegerRanges(
         residual=max(float(largest) * HEADROOM / RESIDUAL_LIMIT, smallest),
-        scores=tuple(max(scale, smallest) for scale in scores),
+        scores=tuple(scores),
         logits=max(float(logits) * HEADROOM / RESIDUAL_LIMIT, smallest),
     )
+
+
+def integer_form(name: str) -> type[IntegerMixer]:
+    """The integer form of the operator called `name`; raises `UsageError` if it has none."""
+    form = operator(name).integer
+    if form is None:
+        known = ", ".join(other for other in OPERATORS.names() if operator(other).integer is not None)
+        raise UsageError(
+            f"the operator '{name}' has no integer form, so it cannot be exported; those that have: {known}"
+        )
+    return form
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -167,87 +163,13 @@ class IntegerLinear:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class IntegerNorm:
-    """A LayerNorm from codes of the residual stream to 8-bit codes."""
-
-    name: str
-    constants: LayerNormConstants
-
-    def __call__(self, codes: Int16Array, record: Recorder | None) -> Int8Array:
-        """Codes (R, D) of as many rows."""
-        operation = IntegerLayerNorm(x=codes, constants=self.constants)
-        if record is not None:
-            record(self.name, operation)
-        return operation.outputs()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class IntegerAttention:
-    """Softmax attention between qkv and proj: scores, numerators and their sums, mixed values, head by head.
-
-    `score_factor` requantizes q @ k.T, `exponentials` is the softmax's table, `mix_factor` is what a mixed value is
-    multiplied by beside one over the sum; factors are mantissa and shift.
-    """
-
-    name: str
-    head_dim: int
-    score_factor: tuple[NDArray[np.int64], NDArray[np.int64]]  # (1,) each
-    exponentials: NDArray[np.uint8]
-    mix_factor: tuple[int, int]
-
-    def __call__(self, qkv_BTH3N: Int8Array, record: Recorder | None) -> Int8Array:
-        """Mixed values (B, T, H, N)."""
-        batch, tokens, heads, _, head_dim = qkv_BTH3N.shape
-        mixed = np.empty((batch, tokens, heads, head_dim), dtype=np.int8)
-        for image in range(batch):
-            for head in range(heads):
-                q_TN, k_TN, v_TN = qkv_BTH3N[image, :, head].transpose(1, 0, 2)
-                mixed[image, :, head] = self._head(q_TN, k_TN, v_TN, record)
-        return mixed
-
-    def _head(self, q_TN: Int8Array, k_TN: Int8Array, v_TN: Int8Array, record: Recorder | None) -> Int8Array:
-        tokens = len(q_TN)
-        scores = IntegerGemm(
-            activations=q_TN,
-            weights=k_TN,
-            rows_high=tokens,
-            bias=np.zeros(tokens, dtype=np.int32),
-            mantissa=self.score_factor[0].repeat(tokens),
-            shift=self.score_factor[1].repeat(tokens),
-            least=-127,
-        )
-        softmax = IntegerSoftmax(
-            scores=scores.outputs(),
-            table=self.exponentials,
-            numerator=self.mix_factor[0],
-            exponent=self.mix_factor[1],
-        )
-        mix = IntegerGemm(
-            activations=softmax.outputs(),
-            unsigned_activations=True,
-            weights=np.ascontiguousarray(v_TN.T),
-            rows_high=self.head_dim,
-            bias=np.zeros(self.head_dim, dtype=np.int32),
-            mantissa=np.full(self.head_dim, 2**15),
-            shift=np.full(self.head_dim, 1),
-            token_factors=softmax.factors(),
-            least=-127,
-        )
-        if record is not None:
-            record(f"{self.name}.scores", scores)
-            record(f"{self.name}.softmax", softmax)
-            record(f"{self.name}.mix", mix)
-        return mix.outputs()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class IntegerBlock:
     """One encoder block."""
 
     name: str
     norm1: IntegerNorm
     qkv: IntegerLinear
-    attention: IntegerAttention
+    mixer: IntegerMixer
     proj: IntegerLinear
     norm2: IntegerNorm
     fc1: IntegerLinear
@@ -258,7 +180,7 @@ class IntegerBlock:
         batch, tokens, width = x_BTD.shape
         rows = x_BTD.reshape(-1, width)
         qkv = self.qkv(self.norm1(rows, record), record)
-        mixed = self.attention(qkv.reshape(batch, tokens, -1, 3, self.attention.head_dim).astype(np.int8), record)
+        mixed = self.mixer(qkv.reshape(batch, tokens, -1, 3, self.mixer.head_dim).astype(np.int8), record)
         rows = _add(f"{self.name}.residual1", rows, self.proj(mixed.reshape(batch * tokens, -1), record), record)
         hidden = self.fc1(self.norm2(rows, record), record).astype(np.int8)
         rows = _add(f"{self.name}.residual2", rows, self.fc2(hidden, record), record)
@@ -302,10 +224,7 @@ class IntegerViT:
             logit_scale=ranges.logits,
             patch_embed=_linear("patch_embed", module.patch_embed, stem, "image", output_scale=ranges.residual),
             position=np.clip(codes, -RESIDUAL_LIMIT - 1, RESIDUAL_LIMIT).astype(np.int16),
-            blocks=tuple(
-                _block(f"blocks.{index}", cast(SubnetBlock, block), ranges.residual, scores)
-                for index, (block, scores) in enumerate(zip(module.blocks, ranges.scores, strict=True))
-            ),
+            blocks=tuple(_block(f"blocks.{index}", module, index, ranges) for index in range(module.subnet.depth)),
             norm=_norm("norm", module.norm, ranges.residual, _scale(stem, "norm")),
             head=_linear("head", module.head, stem, "norm", output_scale=ranges.logits),
         )
@@ -339,25 +258,19 @@ def _add(name: str, x: Int16Array, y: NDArray[np.int8] | Int16Array, record: Rec
     return operation.outputs()
 
 
-def _block(name: str, block: SubnetBlock, residual: float, scores: float) -> IntegerBlock:
-    if not {"q", "k", "v", "mixed"} <= set(block.mixer_sites.names):
-        raise UsageError("an operator of this subnet has no integer form; only 'attention' has one")
+def _block(name: str, module: SubnetViT, index: int, ranges: IntegerRanges) -> IntegerBlock:
+    block, choice, residual = cast(SubnetBlock, module.blocks[index]), module.subnet.blocks[index], ranges.residual
     sites, mixer = block.sites, block.mixer_sites
     qkv, proj = (cast(QuantLinear, block.mixer[linear]) for linear in ("qkv", "proj"))
     fc1, fc2 = (cast(QuantLinear, block.mlp[linear]) for linear in ("fc1", "fc2"))
-    q, k, v, mixed = (_scale(mixer, site) for site in ("q", "k", "v", "mixed"))
-    heads = qkv.plan.rows // (3 * block.head_dim)
-    qkv_scale = np.tile(np.repeat([q, k, v], block.head_dim), heads)
+    scales = {site: _scale(mixer, site) for site in mixer.names}
+    qkv_scale = np.tile(np.repeat([scales[part] for part in "qkv"], block.head_dim), choice.num_heads)
     return IntegerBlock(
         name=name,
         norm1=_norm(f"{name}.norm1", block.norm1, residual, _scale(sites, "norm1")),
         qkv=_linear(f"{name}.qkv", qkv, sites, "norm1", output_scale=qkv_scale, wide=False),
-        attention=IntegerAttention(
-            name=name,
-            head_dim=block.head_dim,
-            score_factor=_requantization(np.array([q * k * block.head_dim**-0.5 / scores])),
-            exponentials=exponential_table(scores),
-            mix_factor=softmax_constants(v / mixed),
+        mixer=integer_form(choice.operator).of(
+            name, scales, head_dim=block.head_dim, tokens=module.subnet.tokens, own_scale=ranges.scores[index]
         ),
         proj=_linear(f"{name}.proj", proj, mixer, "mixed", output_scale=residual, row_factor=block.scale1),
         norm2=_norm(f"{name}.norm2", block.norm2, residual, _scale(sites, "norm2")),
@@ -375,24 +288,8 @@ def _block(name: str, block: SubnetBlock, residual: float, scores: float) -> Int
 
 
 def _norm(name: str, norm: LayerNorm, scale_in: float, scale_out: float) -> IntegerNorm:
-    with _naming(name):
-        constants = layernorm_constants(
-            norm.weight.double().numpy(),
-            norm.bias.double().numpy(),
-            epsilon=LAYER_NORM_EPSILON,
-            scale_in=scale_in,
-            scale_out=scale_out,
-        )
-    return IntegerNorm(name=name, constants=constants)
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    """Puts the layer in front of what is wrong with its numbers."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{layer}: {error}") from None
+    gain, bias = norm.weight.double().numpy(), norm.bias.double().numpy()
+    return IntegerNorm.of(name, gain, bias, scale_in=scale_in, scale_out=scale_out)
 
 
 def _linear(
@@ -421,8 +318,8 @@ def _linear(
     bias = np.clip(bias, -most, most)
     is_high = linear.plan.is_high
     channels = np.argsort(~is_high, kind="stable")
-    with _naming(name):
-        mantissa, shift = _requantization(np.abs(factor[channels]))
+    with naming(name):
+        mantissa, shift = requantization(np.abs(factor[channels]))
     return IntegerLinear(
         name=name,
         weights=(codes * sign[:, None])[channels].astype(np.int8),
@@ -450,13 +347,3 @@ def _scale(sites: ActivationSites, site: str) -> float:
 
 def _zero(sites: ActivationSites, site: str) -> int:
     return round(float(sites.zero_point[sites.names.index(site)]))
-
-
-def _requantization(factor: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Mantissa and shift of positive factors; one below 2^-32 becomes 2^-32, far below any output code."""
-    mantissa, shift = mantissa_and_shift(np.maximum(factor, 2.0**-32))
-    if shift.min() < SHIFTS[0]:
-        raise UsageError(
-            f"a requantization factor of {factor.max():g} is beyond the hardware's; its output scale is tiny"
-        )
-    return mantissa, shift

@@ -8,6 +8,9 @@ The largest subnet and small ones can want opposite things of a weight, and the 
 the others', where `g . h < 0`, the update is made of `h + g - (g . h) / |h|^2 * h`: the largest then does nothing
 against the others (NASViT, Gong et al. 2022, openreview.net/forum?id=Qaw16njk6L). It costs one more set of gradients.
 
+What an operator adds in training alone has a weight that falls linearly from 1 in the first step to 0 after
+`train.auxiliary_share` of all steps. It follows from the number of the step, so a resumed training goes on with it.
+
 In bfloat16 only the products (and what autocast leaves between them) lose precision: weights, scales, codes and the
 loss are computed in float32. A dequantized value, code times scale, is then rounded to 8 bits of mantissa as an
 operand, by at most 2^-9 of itself: a quarter of a code at 127. Training sees that as noise; evaluation and export are
@@ -47,6 +50,7 @@ class Step:
         seed: of everything random.
         rollbacks: how often the training went back so far.
         quantize: False for a step of float weights and activations; ranges of activations are followed all the same.
+        auxiliary_steps: steps from the first one on in which operators have what they add in training alone.
         teacher: teaches the subnets; None for the largest subnet of each step, or for none, as `config.distill` says.
         workers: that take the other shares of each batch; see `Workers.places`.
         subnets: to train in every step, instead of those that `config.sampling` draws.
@@ -65,6 +69,7 @@ class Step:
         seed: int,
         rollbacks: int = 0,
         quantize: bool = True,
+        auxiliary_steps: float = 0.0,
         teacher: Teacher | None = None,
         workers: Workers = ALONE,
         subnets: Sequence[Subnet] | None = None,
@@ -75,6 +80,7 @@ class Step:
         self._seed = seed
         self._rollbacks = rollbacks
         self._quantize = quantize
+        self._auxiliary_steps = auxiliary_steps
         self._teacher = teacher
         self._workers = workers
         self._subnets = subnets
@@ -101,6 +107,7 @@ class Step:
         if self._quantize:
             weights = QuantizedOnce() if len(subnets) * config.accumulate > 1 else quantized
         observer = Observer(quantize=self._quantize)
+        auxiliary = max(0.0, 1 - step / self._auxiliary_steps) if self._auxiliary_steps else 0.0
         share = 1 / (len(subnets) * config.accumulate)
         loss = torch.zeros((), device=x_BCHW.device)
         self._optimizer.zero_grad(set_to_none=True)
@@ -113,7 +120,7 @@ class Step:
             taught = self._taught(x)
             for index, subnet in enumerate(subnets):
                 with self._autocast():
-                    logits = model(x, subnet, observer, weights=weights, drop_path_L2B=dropped)
+                    logits = model(x, subnet, observer, weights=weights, drop_path_L2B=dropped, auxiliary=auxiliary)
                 logits = logits.float()
                 on_labels = F.cross_entropy(
                     logits, target, label_smoothing=0.0 if self._mixup else config.label_smoothing

@@ -302,6 +302,7 @@ def train_epoch(
         seed=seed,
         rollbacks=state.rollbacks,
         quantize=state.epoch >= config.float_epochs,
+        auxiliary_steps=config.auxiliary_share * config.epochs * state.steps_per_epoch,
         teacher=teacher,
         workers=workers,
         subnets=subnets,

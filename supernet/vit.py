@@ -291,9 +291,10 @@ class ElasticBlock(nn.Module):
         *,
         weights: Weights,
         drop_path_2B: Tensor | None,
+        auxiliary: float = 0.0,
     ) -> Tensor:
         """The residual stream (B, T, D) after the block; see `SupernetViT.forward`."""
-        return self.of(subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B)(x_BTD)
+        return self.of(subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B)(x_BTD, auxiliary=auxiliary)
 
     def of(
         self,
@@ -361,6 +362,7 @@ class SupernetViT(nn.Module):
         *,
         weights: Weights = quantized,
         drop_path_L2B: Tensor | None = None,
+        auxiliary: float = 0.0,
     ) -> Tensor:
         """Logits (B, num_classes) of `subnet` for normalised images, which are resized to its image size.
 
@@ -368,6 +370,7 @@ class SupernetViT(nn.Module):
             observer: collects the activation ranges of this pass (training and calibration).
             weights: gives the effective weights.
             drop_path_L2B: factors of the two residual branches of each block, for each image: stochastic depth.
+            auxiliary: weight of what operators add in training alone; 0 leaves it out.
 
         Raises:
             UsageError: the subnet is outside the space.
@@ -384,7 +387,9 @@ class SupernetViT(nn.Module):
         )
         for index, (module, block) in enumerate(zip(self.blocks, subnet.blocks, strict=False)):
             drop_path_2B = None if drop_path_L2B is None else drop_path_L2B[index]
-            x_BTD = module(x_BTD, subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B)
+            x_BTD = module(
+                x_BTD, subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B, auxiliary=auxiliary
+            )
         x_BD = quantizer("norm", self.norm.active(width)(x_BTD[:, 0]))
         return weights(self.head, head_plan(subnet), scales["norm"])(x_BD)
 

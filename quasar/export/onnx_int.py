@@ -25,16 +25,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel.errors import UsageError
 from hwmodel.integer import Int8Array
 from hwmodel.integer_vector import INT16, MEAN_FRACTION_BITS, ZETA, Int64Array, IntegerSoftmax, Operation, mean_factor
 from quasar.export.onnx_graph import GraphBuilder
-from supernet.integer_vit import IntegerAttention, IntegerBlock, IntegerLinear, IntegerNorm, IntegerViT
+from supernet.integer_vit import IntegerBlock, IntegerLinear, IntegerViT
+from supernet.operators.attention import IntegerAttention
+from supernet.operators.integer import Factors, IntegerNorm
+from supernet.operators.linear_angular import UPPER_BYTE, IntegerLinearAngular
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 #: bits of the normalised divisors of softmax and LayerNorm, and of LayerNorm's width, see `hwmodel.integer_vector`
 SUM_BITS, ROOT_BITS, WIDTH_BITS = 24, 26, 11
+#: orders of axes: (batch, tokens, heads, channels) with the heads outside, and then the channels before the tokens
+_HEADS_OUTSIDE, _CHANNELS_FIRST = (0, 2, 1, 3), (0, 2, 3, 1)
+#: and back
+_HEADS_INSIDE = (0, 2, 1, 3)
 #: suffix of the tensor with the factors (mantissa * 2^-shift) of the tokens that a softmax gives
 FACTOR_SUFFIX = ".factor"
 
@@ -101,7 +109,7 @@ class IntegerBuilder(GraphBuilder):
         return self.codes(self.op("Add", x, y, name=f"{name}.sum"), *INT16, name=name)
 
     def norm(self, x: str, norm: IntegerNorm) -> str:
-        """LayerNorm of codes (R, N) of the residual stream."""
+        """LayerNorm of codes (..., N) of 16 bits."""
         name, constants = norm.name, norm.constants
         width = constants.gain.size
         x = self.double(x, name=f"{name}.input")
@@ -126,29 +134,55 @@ class IntegerBuilder(GraphBuilder):
         scaled = self.op("Add", self.op("Mul", zeta, gain, name=f"{name}.gained"), bias, name=f"{name}.biased")
         return self.codes(self.floor(scaled, self.number(2.0**-constants.shift), name=name), -127, 127, name=name)
 
-    def attention(self, qkv: str, attention: IntegerAttention, *, tokens: int, heads: int) -> str:
+    def mixer(self, qkv: str, block: IntegerBlock, *, tokens: int) -> str:
         """Mixed values (B * T, heads * head_dim) of the codes (B * T, heads * 3 * head_dim) of qkv."""
-        name, channels = attention.name, attention.head_dim
-        parts = self.reshape(qkv, (-1, tokens, heads, 3, channels), name=f"{name}.heads")
+        name, mixer = block.name, block.mixer
+        channels, inner = mixer.head_dim, block.proj.weights.shape[1]
+        parts = self.reshape(qkv, (-1, tokens, inner // channels, 3, channels), name=f"{name}.heads")
         parts = self.double(parts, name=f"{name}.qkv_double")
         q, k, v = (
-            self.op(
-                "Transpose",
-                self.op("Gather", parts, self.constant(f"index{i}", np.array(i)), name=f"{name}.{part}_part", axis=3),
-                name=f"{name}.{part}",
-                perm=order,
-            )
-            for i, (part, order) in enumerate((("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3))))
+            self.op("Gather", parts, self.constant(f"index{i}", np.array(i)), name=f"{name}.{part}_part", axis=3)
+            for i, part in enumerate("qkv")
         )
-        mantissa, shift = attention.score_factor
-        products = self.op("MatMul", q, k, name=f"{name}.scores.products")
-        factor = self.number(float(_factor(mantissa, shift)[0]))
-        scores = self.codes(self.floor(products, factor, name=f"{name}.scores"), -127, 127, name=f"{name}.scores")
+        if isinstance(mixer, IntegerAttention):
+            mixed = self._attention(q, k, v, mixer)
+        elif isinstance(mixer, IntegerLinearAngular):
+            mixed = self._linear_angular(q, k, v, mixer)
+        else:
+            raise UsageError(f"{name}: its operator has no form 'integer'")
+        mixed = self.op("Transpose", mixed, name=f"{name}.mixed_order", perm=_HEADS_INSIDE)
+        return self.reshape(mixed, (-1, inner), name=f"{name}.mixed")
+
+    def _attention(self, q: str, k: str, v: str, attention: IntegerAttention) -> str:
+        """Mixed values (B, H, T, N) of queries, keys and values (B, T, H, N)."""
+        name = attention.name
+        q = self.op("Transpose", q, name=f"{name}.q", perm=_HEADS_OUTSIDE)
+        k = self.op("Transpose", k, name=f"{name}.k", perm=_CHANNELS_FIRST)
+        v = self.op("Transpose", v, name=f"{name}.v", perm=_HEADS_OUTSIDE)
+        scores = self._product(q, k, attention.score_factor, name=f"{name}.scores")
         shares, token_factor = self._softmax(scores, attention)
         products = self.op("MatMul", shares, v, name=f"{name}.mix.products")
-        mixed = self.codes(self.floor(products, token_factor, name=f"{name}.mix"), -127, 127, name=f"{name}.mix")
-        mixed = self.op("Transpose", mixed, name=f"{name}.mix_order", perm=(0, 2, 1, 3))
-        return self.reshape(mixed, (-1, heads * channels), name=f"{name}.mixed")
+        return self.codes(self.floor(products, token_factor, name=f"{name}.mix"), -127, 127, name=f"{name}.mix")
+
+    def _linear_angular(self, q: str, k: str, v: str, mixer: IntegerLinearAngular) -> str:
+        """As `_attention`. The context has a row for each channel of the values."""
+        units = []
+        for part, norm in ((q, mixer.q_unit), (k, mixer.k_unit)):
+            codes = self.op("Transpose", part, name=f"{norm.name}.heads", perm=_HEADS_OUTSIDE)
+            elements = self.op("Mul", codes, self.number(2.0**UPPER_BYTE), name=f"{norm.name}.elements")
+            units.append(self.double(self.norm(elements, norm), name=f"{norm.name}.double"))
+        name = mixer.name
+        v = self.op("Transpose", v, name=f"{name}.v", perm=_CHANNELS_FIRST)
+        context = self._product(v, units[1], mixer.context_factor, name=f"{name}.context")
+        context = self.double(context, name=f"{name}.context_double")
+        context = self.op("Transpose", context, name=f"{name}.context_inputs", perm=(0, 1, 3, 2))
+        return self._product(units[0], context, mixer.readout_factor, name=f"{name}.readout")
+
+    def _product(self, x: str, y: str, factor: Factors, *, name: str) -> str:
+        """Codes of `x @ y`, two tensors of integers in float64."""
+        products = self.op("MatMul", x, y, name=f"{name}.products")
+        rounded = self.floor(products, self.number(float(_factor(*factor)[0])), name=name)
+        return self.codes(rounded, -127, 127, name=name)
 
     def _softmax(self, scores: str, attention: IntegerAttention) -> tuple[str, str]:
         """Numerators (..., T, T) and the factors (..., T, 1) of their tokens, both in float64."""
@@ -270,9 +304,7 @@ def watched(model: ModelProto, names: list[str]) -> ModelProto:
 
 
 def _block(graph: IntegerBuilder, stream: str, block: IntegerBlock, *, tokens: int) -> str:
-    qkv = graph.linear(graph.norm(stream, block.norm1), block.qkv)
-    heads = block.proj.weights.shape[1] // block.attention.head_dim
-    mixed = graph.attention(qkv, block.attention, tokens=tokens, heads=heads)
+    mixed = graph.mixer(graph.linear(graph.norm(stream, block.norm1), block.qkv), block, tokens=tokens)
     stream = graph.add(f"{block.name}.residual1", stream, graph.linear(mixed, block.proj))
     hidden = graph.linear(graph.norm(stream, block.norm2), block.fc1)
     return graph.add(f"{block.name}.residual2", stream, graph.linear(hidden, block.fc2))

@@ -166,8 +166,7 @@ def _check_accumulators(network: IntegerViT) -> None:
     }
     tokens = network.subnet.tokens
     for block in network.blocks:
-        sums[f"{block.name}.scores"] = np.array([block.attention.head_dim * 128 * 128])
-        sums[f"{block.name}.mix"] = np.array([tokens * 255 * 128])
+        sums |= {name: np.array([largest]) for name, largest in block.mixer.largest_sums(tokens).items()}
     for name, own in sums.items():
         if own.max() > LARGEST_SUM:
             raise UsageError(

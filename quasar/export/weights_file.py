@@ -24,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.accelerator import AcceleratorConfig
-from hwmodel.errors import DamagedInputError
+from hwmodel.errors import DamagedInputError, UsageError
 from hwmodel.integer_vector import LayerNormConstants, mean_factor
 from hwmodel.parameter_streams import ParameterStreams, StoredRows, norm_stream, read_norm_stream
-from supernet.integer_vit import IntegerAttention, IntegerBlock, IntegerLinear, IntegerNorm, IntegerViT
-from supernet.subnet import Subnet
+from supernet.integer_vit import IntegerBlock, IntegerLinear, IntegerViT
+from supernet.operators.attention import IntegerAttention
+from supernet.operators.integer import Factors, IntegerMixer, IntegerNorm
+from supernet.operators.linear_angular import IntegerLinearAngular
+from supernet.subnet import BlockChoice, Subnet
 
 ALIGNMENT = 64
 _TYPES = {"channels": "<u2", "table": "i1", "exponentials": "u1", "position": "<i2"}
@@ -73,7 +76,7 @@ def pack_weights(network: IntegerViT, accelerator: AcceleratorConfig) -> tuple[b
     for block in network.blocks:
         writer.norm(block.norm1)
         writer.linear(block.qkv)
-        writer.attention(block.attention)
+        writer.mixer(block.mixer)
         writer.linear(block.proj)
         writer.norm(block.norm2)
         writer.linear(block.fc1)
@@ -104,7 +107,7 @@ def unpack_weights(content: bytes, index: WeightsIndex, subnet: Subnet, *, sourc
             logit_scale=index.logit_scale,
             patch_embed=reader.linear("patch_embed"),
             position=reader.array("pos_embed", "position").astype(np.int16),
-            blocks=tuple(reader.block(f"blocks.{i}", subnet.head_dim) for i in range(subnet.depth)),
+            blocks=tuple(reader.block(f"blocks.{i}", subnet, block) for i, block in enumerate(subnet.blocks)),
             norm=reader.norm("norm"),
             head=reader.linear("head"),
         )
@@ -180,12 +183,23 @@ class _Writer:
         stream = norm_stream(constants.gain, constants.bias, lanes=self.norm_lanes, beat_bytes=self.order.beat_bytes)
         self.section(norm.name, "parameters", stream, (width,))
 
-    def attention(self, attention: IntegerAttention) -> None:
-        (mantissa,), (shift,) = attention.score_factor
-        self.commands[f"{attention.name}.scores"] = {"mantissa": int(mantissa), "shift": int(shift)}
-        numerator, exponent = attention.mix_factor
-        self.commands[f"{attention.name}.softmax"] = {"numerator": numerator, "exponent": exponent}
-        self.array(f"{attention.name}.softmax", "exponentials", attention.exponentials)
+    def mixer(self, mixer: IntegerMixer) -> None:
+        if isinstance(mixer, IntegerAttention):
+            self.factors(f"{mixer.name}.scores", mixer.score_factor)
+            numerator, exponent = mixer.mix_factor
+            self.commands[f"{mixer.name}.softmax"] = {"numerator": numerator, "exponent": exponent}
+            self.array(f"{mixer.name}.softmax", "exponentials", mixer.exponentials)
+        elif isinstance(mixer, IntegerLinearAngular):
+            self.norm(mixer.q_unit)
+            self.norm(mixer.k_unit)
+            self.factors(f"{mixer.name}.context", mixer.context_factor)
+            self.factors(f"{mixer.name}.readout", mixer.readout_factor)
+        else:
+            raise UsageError(f"{mixer.name}: its operator has no form 'packed'")
+
+    def factors(self, layer: str, factors: Factors) -> None:
+        (mantissa,), (shift,) = factors
+        self.commands[layer] = {"mantissa": int(mantissa), "shift": int(shift)}
 
 
 class _Reader:
@@ -238,21 +252,39 @@ class _Reader:
         constants = LayerNormConstants(gain=gain, bias=bias, shift=command["out_shift"], epsilon=command["epsilon"])
         return IntegerNorm(name=name, constants=constants)
 
-    def block(self, name: str, head_dim: int) -> IntegerBlock:
-        scores, softmax = (self._index.commands[f"{name}.{part}"] for part in ("scores", "softmax"))
+    def block(self, name: str, subnet: Subnet, block: BlockChoice) -> IntegerBlock:
+        mixers = {"attention": self.attention, "linear-angular": self.linear_angular}
         return IntegerBlock(
             name=name,
             norm1=self.norm(f"{name}.norm1"),
             qkv=self.linear(f"{name}.qkv"),
-            attention=IntegerAttention(
-                name=name,
-                head_dim=head_dim,
-                score_factor=(np.array([scores["mantissa"]]), np.array([scores["shift"]])),
-                exponentials=self.array(f"{name}.softmax", "exponentials"),
-                mix_factor=(softmax["numerator"], softmax["exponent"]),
-            ),
+            mixer=mixers[block.operator](name, subnet.head_dim),
             proj=self.linear(f"{name}.proj"),
             norm2=self.norm(f"{name}.norm2"),
             fc1=self.linear(f"{name}.fc1"),
             fc2=self.linear(f"{name}.fc2"),
         )
+
+    def attention(self, name: str, head_dim: int) -> IntegerMixer:
+        softmax = self._index.commands[f"{name}.softmax"]
+        return IntegerAttention(
+            name=name,
+            head_dim=head_dim,
+            score_factor=self.factors(f"{name}.scores"),
+            exponentials=self.array(f"{name}.softmax", "exponentials"),
+            mix_factor=(softmax["numerator"], softmax["exponent"]),
+        )
+
+    def linear_angular(self, name: str, head_dim: int) -> IntegerMixer:
+        return IntegerLinearAngular(
+            name=name,
+            head_dim=head_dim,
+            q_unit=self.norm(f"{name}.q_unit"),
+            k_unit=self.norm(f"{name}.k_unit"),
+            context_factor=self.factors(f"{name}.context"),
+            readout_factor=self.factors(f"{name}.readout"),
+        )
+
+    def factors(self, layer: str) -> Factors:
+        command = self._index.commands[layer]
+        return np.array([command["mantissa"]]), np.array([command["shift"]])

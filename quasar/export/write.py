@@ -212,7 +212,8 @@ def _codes(module: SubnetViT, ranges: IntegerRanges) -> dict[str, CodeRecord]:
     for index, (child, scores) in enumerate(zip(module.blocks, ranges.scores, strict=True)):
         block = cast(SubnetBlock, child)
         sites += [(f"blocks.{index}.", block.sites), (f"blocks.{index}.", block.mixer_sites)]
-        scales[f"blocks.{index}.scores"] = scores
+        if scores is not None:
+            scales[f"blocks.{index}.scores"] = scores
     return {name: CodeRecord(scale=scale, zero_point=0) for name, scale in scales.items()} | {
         f"{prefix}{name}": CodeRecord(scale=scale, zero_point=round(zero_point))
         for prefix, own in sites

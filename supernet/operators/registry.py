@@ -1,8 +1,8 @@
 """The seam for token mixers: what mixes tokens in a block, its lowering for the hardware beside its torch module.
 
 A `TokenMixer` is torch-free so that costs can be computed without loading torch; `module` names the class that the
-supernet builds, as "package.module:Class". Add one by a file that registers both, as `attention.py` does, or by an
-entry point of the group "quasar.operators" that resolves to a `TokenMixer`.
+supernet builds, as "package.module:Class". Add one by a file that registers both, as `linear_angular.py` does, or by
+an entry point of the group "quasar.operators" that resolves to a `TokenMixer`. docs/operators.md says how.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hwmodel.registry import Registry
 from hwmodel.workload import GemmColumns, IntArray, VectorColumns
+from supernet.operators.integer import IntegerMixer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,11 +100,13 @@ class TokenMixer:
 
     `lower(layers, shapes, active)` adds the operator's layers, with a count of 0 where `active` (N,) is 0, and
     returns the bytes of activations (N,) that it keeps alive at its peak, the residual stream not included.
-    `module` is the torch class; see `supernet.vit.ElasticAttention` for its interface.
+    `module` is the torch class; see `supernet.vit.ElasticAttention` for its interface. `integer` is the arithmetic of
+    the hardware between qkv and proj; without it, subnets with the operator are searched, but not exported.
     """
 
     lower: Callable[[LayerColumns, MixerShapes, IntArray], IntArray]
     module: str
+    integer: type[IntegerMixer] | None = None
 
     def load_module(self) -> Any:
         """The torch class of this operator."""

@@ -90,14 +90,12 @@ def test_a_changed_integer_is_found(networks):
         ".position": lambda n: dataclasses.replace(n, position=n.position.astype(np.int32)),
         ".logit_scale": lambda n: dataclasses.replace(n, logit_scale=2.0),
         ".blocks": lambda n: dataclasses.replace(n, blocks=n.blocks + n.blocks),
-        ".blocks[0].attention.mix_factor[1]": lambda n: dataclasses.replace(
+        ".blocks[0].mixer.mix_factor[1]": lambda n: dataclasses.replace(
             n,
             blocks=(
                 dataclasses.replace(
                     n.blocks[0],
-                    attention=dataclasses.replace(
-                        n.blocks[0].attention, mix_factor=(n.blocks[0].attention.mix_factor[0], 1)
-                    ),
+                    mixer=dataclasses.replace(n.blocks[0].mixer, mix_factor=(n.blocks[0].mixer.mix_factor[0], 1)),
                 ),
                 *n.blocks[1:],
             ),
