@@ -11,6 +11,7 @@ import typer
 from hwmodel.errors import UsageError
 from quasar.cli_hw import hw_app
 from quasar.cli_runtime import runtime_app
+from quasar.cli_transfer import transfer
 from quasar.command import CheckFailedError, Debug, Json, command
 
 if TYPE_CHECKING:
@@ -224,6 +225,14 @@ def search(
     top: Annotated[
         int | None, typer.Option("--top", help="Subnets to keep for each target: search.top=K.", show_default=False)
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help="Search for each of these devices; DEVICE:key=value overrides keys of one."),
+    ] = None,
+    quantiles: Annotated[
+        str | None,
+        typer.Option("--quantiles", help="With --devices: targets that these shares of random subnets meet on each."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -231,6 +240,12 @@ def search(
 ) -> dict[str, Any]:
     """Search the trained supernet of a run; search.* and hardware.* may be overridden."""
     given = [*(overrides or ()), *([f"search.top={top}"] if top is not None else [])]
+    if devices is not None or quantiles is not None:
+        from quasar.cli_devices import search_for_devices
+
+        return search_for_devices(
+            run, devices, given, quantiles=quantiles, profile=profile, resume=resume, overwrite=overwrite, quiet=as_json
+        )
     if profile:
         from quasar import summary
         from quasar.config import load_config
@@ -429,6 +444,7 @@ def verify(
 
 app.add_typer(hw_app, name="hw")
 app.add_typer(runtime_app)
+app.command("transfer")(transfer)
 
 
 def main() -> None:

@@ -24,9 +24,13 @@ from supernet.validation import validate
 #: file in a run folder with what the results depend on beside the configuration
 ENVIRONMENT_FILE = "env.json"
 
+#: folder in a run with a folder for each device of a search for several
+DEVICES = "devices"
+
 #: all that a run writes, stage by stage; --overwrite removes these and nothing else
 STAGE_FILES = {
     "train": ("train", "rank.json", "rank.jsonl", "evaluations.jsonl"),
+    "devices": (DEVICES,),
     "search": ("search", "timing.json"),
     "finetune": ("finetune",),
     "export": ("export",),
@@ -36,14 +40,36 @@ STAGE_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths inside a run folder."""
+    """Paths inside a run folder, or inside the folder of a device in it, `RUN/devices/<device>`.
+
+    The latter is a run folder too, with a configuration, a search, bundles and a report of its own; the supernet and
+    the measured accuracies are those of the run.
+    """
 
     path: Path
 
     @property
+    def base(self) -> RunFolder:
+        """The run that holds the supernet: this one, or the one that this folder of a device is in."""
+        place = self.path if self.path.parent.name == DEVICES else self.path.resolve()
+        outer = place.parent.parent
+        files = (outer / CONFIG_FILE, outer / ENVIRONMENT_FILE)
+        inside = place.parent.name == DEVICES and all(file.is_file() for file in files)
+        return RunFolder(outer) if inside else self
+
+    def of_device(self, device: str) -> RunFolder:
+        """The folder of a device that the supernet of this run is searched for."""
+        return RunFolder(self.path / DEVICES / device)
+
+    def of_devices(self) -> dict[str, RunFolder]:
+        """The folders of all devices with a finished search in `RUN/devices`, by their names."""
+        found = sorted(self.path.glob(f"{DEVICES}/*/search/front.json"))
+        return {path.parents[1].name: RunFolder(path.parents[1]) for path in found}
+
+    @property
     def train(self) -> Path:
         """Metrics and checkpoints."""
-        return self.path / "train"
+        return self.base.path / "train"
 
     @property
     def checkpoint(self) -> Path:
@@ -67,7 +93,7 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         """One line for each subnet whose accuracy was measured, by any search of this run's supernet."""
-        return self.path / "evaluations.jsonl"
+        return self.base.path / "evaluations.jsonl"
 
     @property
     def timing(self) -> Path:
@@ -103,6 +129,9 @@ class RunFolder:
     def read_front(self) -> dict[str, Any]:
         """The search's result; raises `UsageError` if there is none yet, `DamagedInputError` if it is damaged."""
         if not self.front.exists():
+            devices = ", ".join(str(folder.path) for folder in self.of_devices().values())
+            if devices:
+                raise UsageError(f"{self.path}: was searched for several devices; give the folder of one: {devices}")
             raise UsageError(f"{self.path}: has no search result yet; run `quasar search {self.path}` first")
         try:
             document = json.loads(self.front.read_text(encoding="utf-8"))
@@ -122,12 +151,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process; raises `UsageError` if another process holds it."""
+        """Holds the run, with all of its devices, for this process; raises `UsageError` if another process holds it."""
+        place = self.base.path
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+", encoding="utf-8")
+            place.mkdir(parents=True, exist_ok=True)
+            file = (place / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise QuasarError(f"{self.path}: cannot be used as a run folder: {error.strerror or error}") from error
+            raise QuasarError(f"{place}: cannot be used as a run folder: {error.strerror or error}") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +165,7 @@ class RunFolder:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise UsageError(
-                    f"{self.path}: is in use by process {holder}; wait for it, or choose another folder with name=…"
+                    f"{place}: is in use by process {holder}; wait for it, or choose another folder with name=…"
                 ) from None
             file.seek(0)
             file.truncate()
@@ -150,11 +180,17 @@ def open_run(config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[Ru
 
     Raises:
         UsageError: the folder holds a run and neither flag says what to do with it; it holds a run with other
-            settings; it holds something else; both flags are given; another process is using it.
+            settings; it holds something else, or the search of a device; both flags are given; another process is using
+            it.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     run = RunFolder(config.folder)
+    if run.base != run:
+        raise UsageError(
+            f"{run.path}: holds the search of a device, and the supernet is that of {run.base.path}; give that run, or "
+            "another folder with name=… output_dir=…"
+        )
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"{run.path}: is a file; choose another name or output_dir")
     found = {item.name for item in run.path.iterdir()} if run.path.exists() else set()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -58,54 +59,96 @@ def search_stage(
     Raises:
         InfeasibleError: no target can be met; `front.json` says for each why.
     """
-    cost_model = build_cost_model(config)
-    supernet, checkpoint = load_supernet(run, config)
-    train_split, val_split = splits
-    check_same_images(train_split, checkpoint, run)
-    caches = partial(
-        EvaluationCache,
-        run.evaluations,
-        checkpoint=checkpoint.digest,
-        data=val_split.digest,
-        batch_size=config.search.batch_size,
-        signal=config.search.signal,
-    )
-    study = _study(config, checkpoint, val_split)
     if overwrite:
         check_targets(config)  # a search that cannot find anything must not cost the one before it
-    started = time.monotonic()
-    with search_evaluator(run, config, supernet, val_split, caches) as evaluator:
-        if overwrite:
-            run.remove("search", "finetune", "export", "report")
-        write_atomic(run.path / CONFIG_FILE, config.to_yaml())
-        expected = None
-        if config.search.algorithm == "sensitivity":
-            expected = expected_of_rows(run, config, supernet, train_split)
-        with stage("search") as progress:
-            result = run_search(
-                space=config.space,
-                model=cost_model,
-                config=config.search,
-                evaluator=evaluator,
-                journal=run.journal,
-                seed=config.seed,
-                progress=progress,
-                shared=config.hardware.accelerator == "shared",
-                observe=None if study is None else study.add,
-                expected_divergence=expected,
-            )
-        if not run.timing.exists():  # a finished search that is only reported anew keeps its time
-            write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
-        front = _front_document(result, config, supernet, splits)
-        front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
-        front["baselines"] = None
-        if config.search.baselines and any_feasible(front):
-            front["baselines"] = _baselines(run, config, result.model, evaluator)
-    write_front_picture(run.front.with_suffix(".png"), front, result.trials)
-    write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
+    (front,) = search_stages({"search": (run, config, overwrite)}, splits)
     if not any_feasible(front):
         raise InfeasibleError("no target is feasible: " + "; ".join(t["reason"] for t in front["targets"]))
     return front
+
+
+def search_stages(
+    searches: Mapping[str, tuple[RunFolder, RunConfig, bool]], splits: tuple[Split, Split]
+) -> list[dict[str, Any]]:
+    """Several searches of one supernet, one after the other, each with its own result; gives those.
+
+    They share the supernet, the images, what measures subnets, and all that it has measured.
+
+    Args:
+        searches: by what their progress is called: the folder, the settings, and whether to remove an earlier search.
+            All are of one run, and agree in all settings but those of the hardware, and targets and limits of the
+            search.
+    """
+    models = [build_cost_model(config) for _, config, _ in searches.values()]
+    first, settings, _ = next(iter(searches.values()))
+    supernet, checkpoint = load_supernet(first, settings)
+    check_same_images(splits[0], checkpoint, first)
+    caches = partial(
+        EvaluationCache,
+        first.evaluations,
+        checkpoint=checkpoint.digest,
+        data=splits[1].digest,
+        batch_size=settings.search.batch_size,
+        signal=settings.search.signal,
+    )
+    studies = [_study(config, checkpoint, splits[1]) for _, config, _ in searches.values()]
+    started = time.monotonic()
+    fronts = []
+    with search_evaluator(first, settings, supernet, splits[1], caches) as evaluator:
+        for run, config, overwrite in searches.values():
+            if overwrite:
+                run.remove("search", "finetune", "export", "report")
+            write_atomic(run.path / CONFIG_FILE, config.to_yaml())
+        finals = Finals(supernet, splits, settings)
+        for (name, (run, config, _)), model, study in zip(searches.items(), models, studies, strict=True):
+            expected = None
+            if config.search.algorithm == "sensitivity":
+                expected = expected_of_rows(run, config, supernet, splits[0])
+            with stage(name) as progress:
+                result = run_search(
+                    space=config.space,
+                    model=model,
+                    config=config.search,
+                    evaluator=evaluator,
+                    journal=run.journal,
+                    seed=config.seed,
+                    progress=progress,
+                    shared=config.hardware.accelerator == "shared",
+                    observe=None if study is None else study.add,
+                    expected_divergence=expected,
+                )
+            if not run.timing.exists():  # a finished search that is only reported anew keeps its time
+                write_atomic(run.timing, json.dumps({"search_s": round(time.monotonic() - started, 3)}) + "\n")
+            front = _front_document(result, config, finals)
+            front["importance"] = choice_importance(config.space, result.trials, seed=config.seed)
+            front["baselines"] = None
+            if config.search.baselines and any_feasible(front):
+                front["baselines"] = _baselines(run, config, result.model, evaluator)
+            write_front_picture(run.front.with_suffix(".png"), front, result.trials)
+            write_atomic(run.front, json.dumps(front, indent=2) + "\n")  # last: it says that the search is done
+            fronts.append(front)
+            started = time.monotonic()
+    return fronts
+
+
+class Finals:
+    """The accuracies of chosen subnets beside those by which they were chosen, each measured once."""
+
+    def __init__(self, supernet: SupernetViT, splits: tuple[Split, Split], config: RunConfig) -> None:
+        self._supernet, self._splits, self._config = supernet, splits, config
+        self._known: dict[Subnet, tuple[Evaluation, Evaluation | None]] = {}
+        self._images: tuple[Split, Tensor] | None = None
+
+    def of(self, subnet: Subnet) -> tuple[Evaluation, Evaluation | None]:
+        """On the test split, and in the exported integer arithmetic on the validation split; see `Target`."""
+        if subnet not in self._known:
+            if self._images is None:
+                self._images = open_test_split(self._config), calibration_images(self._splits[0])
+            split, images = self._images
+            module = extract(self._supernet, subnet)
+            test = evaluate(module, split, batch_size=self._config.search.batch_size)
+            self._known[subnet] = test, _integer_evaluation(module.cpu(), self._splits[1], images)
+        return self._known[subnet]
 
 
 def _study(config: RunConfig, checkpoint: Checkpoint, val_split: Split) -> Study | None:
@@ -174,22 +217,8 @@ def any_feasible(front: dict[str, Any]) -> bool:
     return any(target["status"] == "ok" for target in front["targets"])
 
 
-def _front_document(
-    result: SearchResult,
-    config: RunConfig,
-    supernet: SupernetViT,
-    splits: tuple[Split, Split],
-) -> dict[str, Any]:
+def _front_document(result: SearchResult, config: RunConfig, finals: Finals) -> dict[str, Any]:
     model = result.model
-    chosen = {choice.subnet for choice in result.choices if choice.subnet is not None}
-    test: dict[Subnet, Evaluation] = {}
-    integer: dict[Subnet, Evaluation | None] = {}
-    if chosen:
-        split, images = open_test_split(config), calibration_images(splits[0])
-        for subnet in chosen:
-            module = extract(supernet, subnet)
-            test[subnet] = evaluate(module, split, batch_size=config.search.batch_size)
-            integer[subnet] = _integer_evaluation(module.cpu(), splits[1], images)
     targets = []
     for target, choice in zip(config.search.targets, result.choices, strict=True):
         entry: dict[str, Any] = {
@@ -209,7 +238,7 @@ def _front_document(
             "alternatives": [],
         }
         if choice.trial is not None and choice.subnet is not None:
-            in_integers = integer[choice.subnet]
+            test, in_integers = finals.of(choice.subnet)
             accelerator, cost = _hardware(choice.subnet, model)
             entry |= {
                 "accelerator": accelerator,
@@ -217,7 +246,7 @@ def _front_document(
                 "subnet": choice.subnet.to_dict(),
                 "val_accuracy": choice.trial.val_accuracy,
                 **_kl(choice.trial),
-                "test_accuracy": test[choice.subnet].accuracy,
+                "test_accuracy": test.accuracy,
                 "val_accuracy_integer": None if in_integers is None else in_integers.accuracy,
                 "val_images_integer": None if in_integers is None else in_integers.images,
                 "cost": cost,
@@ -277,7 +306,7 @@ def _hardware(subnet: Subnet, model: CostModel) -> tuple[dict[str, Any] | None, 
 
 
 def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Whether a run may be searched with the settings of `config`.
+    """Whether a run, or a device's folder in it, may be searched with the settings of `config`.
 
     Raises:
         UsageError: there is a result or a started search and no flag says what to do with it; a setting that the
@@ -285,16 +314,24 @@ def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    changed = changed_settings(config, run.config())
-    fixed = [key for key in changed if not key.startswith(("search.", "hardware."))]
+    fixed = [key for key in _changed(config, run.base) if not key.startswith(("search.", "hardware."))]
     if fixed:
         raise UsageError(
-            f"{run.path}: {fixed[0]} was settled when the supernet was trained; only search.* and hardware.* can change"
+            f"{run.base.path}: {fixed[0]} was settled when the supernet was trained; only search.* and hardware.* can "
+            "change"
         )
     started = run.front.exists() or run.journal.exists()
     if started and not (resume or overwrite):
         raise UsageError(f"{run.path}: has been searched; use --resume to continue or --overwrite to search anew")
+    if not (resume and started):
+        return
     # These only add to a result: the search asks for the same subnets and finds them in its journal.
-    changed = [key for key in changed if not key.startswith(("search.top", "search.baselines", "search.study"))]
-    if resume and started and changed:
+    adding = ("search.top", "search.baselines", "search.study")
+    changed = [key for key in _changed(config, run) if not key.startswith(adding)]
+    if changed:
         raise UsageError(f"{run.path}: cannot resume: {changed[0]} differs from the started search; use --overwrite")
+
+
+def _changed(config: RunConfig, run: RunFolder) -> list[str]:
+    """The settings that differ from those of a run, wherever that is."""
+    return changed_settings(config, dataclasses.replace(run.config(), name=config.name, output_dir=config.output_dir))

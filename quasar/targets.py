@@ -55,19 +55,21 @@ def build_cost_model(config: RunConfig) -> CostModel:
     return model
 
 
-def check_targets(config: RunConfig) -> None:
-    """Says before any training which targets no subnet can meet.
+def check_targets(config: RunConfig, *, device: str | None = None) -> None:
+    """Says before any training which targets no subnet can meet; `device` is named where there are several.
 
     Raises:
         InfeasibleError: that goes for all of them, or no accelerator fits the device.
     """
     feasibility = Feasibility.of(config.space, build_cost_model(config), config.search.limits)
     reasons = [feasibility.reason(target) for target in config.search.targets]
+    of = "" if device is None else f"{device}: "
     if all(reasons):
-        raise InfeasibleError("; ".join(str(reason) for reason in reasons))
+        remedy = "" if device is None else f"; give {device}:search.targets=[…] or --quantiles"
+        raise InfeasibleError(of + "; ".join(str(reason) for reason in reasons) + remedy)
     for reason in reasons:
         if reason:
-            print(f"warning: {reason}", file=sys.stderr)
+            print(f"warning: {of}{reason}", file=sys.stderr)
 
 
 def profile_targets(config: RunConfig) -> dict[str, Any]:
