@@ -24,6 +24,9 @@ from hwmodel.measured import OPERATORS, MeasuredHost
 from hwmodel.processor_cost import LayerTimes, ProcessorCostModel
 from hwmodel.workload import GemmColumns, IntArray, Population, VectorColumns, Workload
 
+#: kinds that no network of a measurement has, and what they are like: both take codes to the residual stream
+_LIKE = {"merge": "proj"}
+
 
 class _Use(NamedTuple):
     """An operator in L layers of one kind: where they stand, its sizes (K, L) there, and how often it runs (L,)."""
@@ -99,6 +102,7 @@ class MeasuredCostModel(ProcessorCostModel):
                 yield _use(operator, columns, places, pieces)
 
     def _rule(self, kind: str) -> Mapping[str, int]:
+        kind = kind if kind in self.host.layers else _LIKE.get(kind, kind)
         if kind not in self.host.layers:
             raise UsageError(
                 f"layers of kind '{kind}' were not measured on {self.host.name}; known: {', '.join(self.host.layers)}"

@@ -13,30 +13,35 @@ if TYPE_CHECKING:
     from hwmodel.accelerator import AcceleratorConfig
     from hwmodel.workload import Workload
 
-What = Annotated[str, typer.Argument(help="Subnet file, exported bundle, or the name of a timm ViT.")]
+What = Annotated[str, typer.Argument(help="Subnet file, bundle, PiT's shape file, or the name of a timm ViT or PiT.")]
 DeviceName = Annotated[str, typer.Option("--device", help="Name of a device, or a device file.")]
 Array = Annotated[str | None, typer.Option(help="DSP array as ROWSxINPUTS, for example 32x32.")]
 BackendName = Annotated[str | None, typer.Option("--backend", help="dual or atomic.")]
 Clock = Annotated[float | None, typer.Option(help="Clock in MHz; by default the device's.")]
-Ratio = Annotated[float, typer.Option(help="Of a timm ViT: share of weight rows at 8 bits; the rest have 4.")]
+Ratio = Annotated[float, typer.Option(help="Of a timm ViT or PiT: share of weight rows at 8 bits; the rest have 4.")]
 Activations = Annotated[str, typer.Option(help="Where activations live between layers: onchip or ddr.")]
 
 
 def workload_of(what: str, ratio: float) -> Workload:
-    """The network in a subnet file or a bundle, or a timm ViT with this share of 8-bit rows."""
+    """The network in a subnet file or a bundle; or in a PiT's shape file, or of timm, with this share of 8-bit rows."""
     from supernet.lowering import lower
+    from supernet.pit_shape import PitShape, lower_pit
     from supernet.subnet import Subnet
+    from supernet.validation import read_yaml
 
+    if not 0 <= ratio <= 1:
+        raise UsageError(f"--ratio must lie in [0, 1], not {ratio}")
     path = Path(what)
     if path.is_dir():
         path = path / "subnet.yaml"
     if path.suffix in (".yaml", ".yml", ".json") or path.exists():
-        return lower(Subnet.load(path))
-    if not 0 <= ratio <= 1:
-        raise UsageError(f"--ratio must lie in [0, 1], not {ratio}")
-    from supernet.timm_vit import subnet_of_timm
+        document = read_yaml(path, what="subnet file")
+        if isinstance(document, dict) and "widths" in document:  # stages: the shape of a PiT
+            return lower_pit(PitShape.from_dict(document, source=str(path)), high_precision_ratio=ratio)
+        return lower(Subnet.from_dict(document, source=str(path)))
+    from supernet.timm_vit import workload_of_timm
 
-    return lower(subnet_of_timm(what, high_precision_ratio=ratio))
+    return workload_of_timm(what, high_precision_ratio=ratio)
 
 
 def array_of(text: str | None) -> tuple[int, int] | None:

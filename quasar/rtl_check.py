@@ -22,6 +22,8 @@ _MODES: Mapping[str, Mapping[str, bool]] = {
     "fc1": {"table": True},
     "fc2": _WIDE,
     "head": _WIDE,
+    "merge": _WIDE,
+    "depthwise": _WIDE,
     "mix": {"unsigned_activations": True, "token_factors": True},
 }
 

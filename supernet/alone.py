@@ -20,7 +20,7 @@ from supernet.distill import load_teacher
 from supernet.functional import Observer
 from supernet.space import SearchSpace
 from supernet.standalone import SubnetViT, extract
-from supernet.subnet import LINEARS, Subnet
+from supernet.subnet import Subnet
 from supernet.train import DivergedError, State, new_supernet, steps_per_epoch, train_epoch
 from supernet.vit import ElasticLinear, SupernetViT, unquantized
 
@@ -106,30 +106,20 @@ def settings_alone(config: TrainConfig, *, epochs: int) -> TrainConfig:
 
 
 def finetuning_settings(config: TrainConfig, finetune: FinetuneConfig) -> TrainConfig:
-    """The settings of a supernet's training for further training of one subnet: no warm-up, and a lower rate."""
+    """The settings of a supernet's training for further training of one subnet, with a lower rate.
+
+    Without warm-up, float epochs, and what operators add in training alone.
+    """
     lr = config.lr / 10 if finetune.lr is None else finetune.lr
     alone = settings_alone(config, epochs=finetune.epochs)
-    return dataclasses.replace(alone, lr=lr, min_lr=min(config.min_lr, lr), warmup_epochs=0.0, float_epochs=0)
+    return dataclasses.replace(
+        alone, lr=lr, min_lr=min(config.min_lr, lr), warmup_epochs=0.0, float_epochs=0, auxiliary_share=0.0
+    )
 
 
 def supernet_of_one(subnet: Subnet, *, layer_scale: float | None, seed: int) -> SupernetViT:
     """A supernet with random weights that holds one subnet and no row or input more."""
-    blocks = subnet.blocks
-    space = SearchSpace(
-        num_classes=subnet.num_classes,
-        in_chans=subnet.in_chans,
-        patch_size=subnet.patch_size,
-        head_dim=subnet.head_dim,
-        image_size=(subnet.image_size,),
-        embed_dim=(subnet.embed_dim,),
-        depth=(subnet.depth,),
-        num_heads=tuple({block.num_heads for block in blocks}),
-        mlp_ratio=tuple({block.mlp_ratio for block in blocks}),
-        high_precision_ratio=tuple({getattr(block, f"{linear}_ratio") for block in blocks for linear in LINEARS}),
-        operator=tuple(dict.fromkeys(block.operator for block in blocks)),
-        weight_bits=(subnet.low_bits, subnet.high_bits),
-        act_bits=subnet.act_bits,
-    )
+    space = SearchSpace.of(subnet)
     model = new_supernet(space, SupernetConfig(layer_scale=layer_scale), seed=seed)
     names = {module: name for name, module in model.named_modules()}
     with torch.random.fork_rng(devices=[]):

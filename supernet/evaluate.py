@@ -14,6 +14,7 @@ from hwmodel.errors import DamagedInputError
 from supernet.data.splits import Split
 from supernet.integer_vit import IntegerViT
 from supernet.parallel import ALONE, Workers
+from supernet.pit import PitViT
 from supernet.space import SearchSpace
 from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
@@ -60,8 +61,8 @@ def outputs(
         raise DamagedInputError("data: none of the images to evaluate on could be read; restore the files named above")
 
 
-def evaluate(module: SubnetViT, split: Split, *, batch_size: int, limit: int | None = None) -> Evaluation:
-    """Runs an extracted subnet over a split, in order, on the device that holds it.
+def evaluate(module: SubnetViT | PitViT, split: Split, *, batch_size: int, limit: int | None = None) -> Evaluation:
+    """Runs an extracted subnet, or a pooling ViT, over a split, in order, on the device that holds it.
 
     Args:
         limit: only the first so many images.

@@ -46,7 +46,7 @@ def lower_many(subnets: SubnetArrays) -> Population:
     # The operator leads, so that the mixers of one operator follow each other.
     mixers = _Codes(subnets.operator[:, :blocks], len(subnets.operators))
 
-    table = _PartTable()
+    table = PartTable()
     table.add(LayerColumns(), np.zeros(1, dtype=np.int64))  # part 0 fills the slots beyond a subnet's depth
     parts = np.empty((len(subnets.depth), 2 + 2 * blocks), dtype=np.int64)
     first, parts[:, 0] = _numbered(size, None, offset=table.parts)
@@ -62,14 +62,9 @@ def lower_many(subnets: SubnetArrays) -> Population:
     first, parts[:, -1] = _numbered(size, None, offset=table.parts)
     table.add(*_heads(subnets, first))
 
-    return Population(
-        gemms=GemmColumns.joined(table.gemms),
-        vectors=VectorColumns.joined(table.vectors),
-        gemm_starts=np.cumsum([0, *table.gemm_counts]),
-        vector_starts=np.cumsum([0, *table.vector_counts]),
-        part_activation_bytes=np.concatenate(table.activation_bytes),
+    return table.population(
+        parts,
         slots=("", *(str(b) for b in range(blocks) for _ in range(2)), ""),
-        parts=parts,
         high_bits=subnets.high_bits,
         low_bits=subnets.low_bits,
         act_bits=subnets.act_bits,
@@ -110,21 +105,38 @@ def _mixers(subnets: SubnetArrays, mixer: str, rows: IntArray, blocks: IntArray)
         qkv_ratio=subnets.high_precision_ratio[rows, blocks, 0],
         proj_ratio=subnets.high_precision_ratio[rows, blocks, 1],
     )
-    every = np.ones_like(rows)
+    return mixer_halves(mixer, shapes, act_bytes=_act_bytes(subnets))
+
+
+def mixer_halves(mixer: str, shapes: MixerShapes, *, act_bytes: int) -> Lowered:
+    """The mixer halves of U blocks that all have the operator `mixer`: norm, operator, residual."""
+    every = np.ones_like(shapes.tokens)
     layers = LayerColumns()
     layers.vector("blocks.{}.norm1", "layernorm", tokens=shapes.tokens, width=shapes.embed_dim, count=every)
     peak = operator(mixer).lower(layers, shapes, every)
     layers.vector("blocks.{}.residual1", "residual", tokens=shapes.tokens, width=shapes.embed_dim, count=every)
-    return layers, peak * _act_bytes(subnets) + _residual_bytes(subnets, rows)
+    return layers, peak * act_bytes + residual_bytes(shapes.tokens, shapes.embed_dim)
 
 
 def _mlps(subnets: SubnetArrays, rows: IntArray, blocks: IntArray) -> Lowered:
     """The MLP halves of the blocks `blocks` (U,) of the subnets `rows` (U,)."""
-    tokens, width = _tokens(subnets, rows), subnets.embed_dim[rows]
-    hidden = hidden_units(subnets.mlp_ratio[rows, blocks], width)
-    fc1_high = high_precision_rows(subnets.high_precision_ratio[rows, blocks, 2], hidden)
-    fc2_high = high_precision_rows(subnets.high_precision_ratio[rows, blocks, 3], width)
-    every = np.ones_like(rows)
+    width = subnets.embed_dim[rows]
+    return mlp_halves(
+        tokens=_tokens(subnets, rows),
+        width=width,
+        hidden=hidden_units(subnets.mlp_ratio[rows, blocks], width),
+        ratios=subnets.high_precision_ratio[rows, blocks, 2:],
+        act_bytes=_act_bytes(subnets),
+    )
+
+
+def mlp_halves(
+    *, tokens: IntArray, width: IntArray, hidden: IntArray, ratios: NDArray[np.float64], act_bytes: int
+) -> Lowered:
+    """The MLP halves of U blocks: norm, fc1, fc2, residual; `ratios` (U, 2) are the shares of 8-bit rows of both."""
+    fc1_high = high_precision_rows(ratios[:, 0], hidden)
+    fc2_high = high_precision_rows(ratios[:, 1], width)
+    every = np.ones_like(tokens)
     layers = LayerColumns()
     layers.vector("blocks.{}.norm2", "layernorm", tokens=tokens, width=width, count=every)
     layers.gemm(
@@ -147,8 +159,8 @@ def _mlps(subnets: SubnetArrays, rows: IntArray, blocks: IntArray) -> Lowered:
     )
     layers.vector("blocks.{}.residual2", "residual", tokens=tokens, width=width, count=every)
     # fc2's hidden inputs lie beside its 16-bit outputs, until those are added to the residual stream
-    alive = tokens * (hidden * _act_bytes(subnets) + width * RESIDUAL_BYTES)
-    return layers, alive + _residual_bytes(subnets, rows)
+    alive = tokens * (hidden * act_bytes + width * RESIDUAL_BYTES)
+    return layers, alive + residual_bytes(tokens, width)
 
 
 def _heads(subnets: SubnetArrays, rows: IntArray) -> Lowered:
@@ -166,14 +178,19 @@ def _tokens(subnets: SubnetArrays, rows: IntArray) -> IntArray:
 
 
 def _residual_bytes(subnets: SubnetArrays, rows: IntArray) -> IntArray:
-    return _tokens(subnets, rows) * subnets.embed_dim[rows] * RESIDUAL_BYTES
+    return residual_bytes(_tokens(subnets, rows), subnets.embed_dim[rows])
+
+
+def residual_bytes(tokens: IntArray, width: IntArray) -> IntArray:
+    """Bytes of the residual stream."""
+    return tokens * width * RESIDUAL_BYTES
 
 
 def _act_bytes(subnets: SubnetArrays) -> int:
     return -(-subnets.act_bits // 8)
 
 
-class _PartTable:
+class PartTable:
     """The parts lowered so far."""
 
     def __init__(self) -> None:
@@ -194,6 +211,23 @@ class _PartTable:
         self.gemm_counts += [len(gemms.names) // count] * count
         self.vector_counts += [len(vectors.names) // count] * count
         self.activation_bytes.append(activation_bytes)
+
+    def population(
+        self, parts: IntArray, *, slots: tuple[str, ...], high_bits: int, low_bits: int, act_bits: int
+    ) -> Population:
+        """The networks that consist of the parts with these numbers, (N, S)."""
+        return Population(
+            gemms=GemmColumns.joined(self.gemms),
+            vectors=VectorColumns.joined(self.vectors),
+            gemm_starts=np.cumsum([0, *self.gemm_counts]),
+            vector_starts=np.cumsum([0, *self.vector_counts]),
+            part_activation_bytes=np.concatenate(self.activation_bytes),
+            slots=slots,
+            parts=parts,
+            high_bits=high_bits,
+            low_bits=low_bits,
+            act_bits=act_bits,
+        )
 
 
 class _Codes(NamedTuple):

@@ -112,6 +112,26 @@ class SearchSpace:
         # In ascending order index 0 is the smallest choice, and two spellings of a space are one space.
         object.__setattr__(self, name, tuple(sorted(choices)))
 
+    @staticmethod
+    def of(subnet: Subnet) -> SearchSpace:
+        """The smallest space that has this subnet: it has others too where its blocks differ."""
+        blocks = subnet.blocks
+        return SearchSpace(
+            num_classes=subnet.num_classes,
+            in_chans=subnet.in_chans,
+            patch_size=subnet.patch_size,
+            head_dim=subnet.head_dim,
+            image_size=(subnet.image_size,),
+            embed_dim=(subnet.embed_dim,),
+            depth=(subnet.depth,),
+            num_heads=tuple({block.num_heads for block in blocks}),
+            mlp_ratio=tuple({block.mlp_ratio for block in blocks}),
+            high_precision_ratio=tuple({getattr(block, f"{linear}_ratio") for block in blocks for linear in LINEARS}),
+            operator=tuple(dict.fromkeys(block.operator for block in blocks)),
+            weight_bits=(subnet.low_bits, subnet.high_bits),
+            act_bits=subnet.act_bits,
+        )
+
     @property
     def max_depth(self) -> int:
         """Blocks of the deepest subnet."""
