@@ -10,6 +10,8 @@ import typer
 
 from hwmodel.errors import UsageError
 from quasar.cli_hw import hw_app
+from quasar.cli_profile import profile as profile_command
+from quasar.cli_resilience import resilience as resilience_command
 from quasar.cli_runtime import runtime_app
 from quasar.cli_transfer import transfer
 from quasar.command import CheckFailedError, Debug, Json, command
@@ -445,6 +447,8 @@ def verify(
 app.add_typer(hw_app, name="hw")
 app.add_typer(runtime_app)
 app.command("transfer")(transfer)
+app.command("profile")(profile_command)
+app.command("resilience")(resilience_command)
 
 
 def main() -> None:
