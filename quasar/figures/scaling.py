@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from quasar.figures.style import COLORS, PERCENT, STYLE
+from quasar.figures.style import COLORS, PERCENT, STYLE, legend_on_top
 
 _COLORS = {"strategy": "blue", "compound": "vermilion", "best": "green", "baseline": "soft"}
 _MARKERS = {"strategy": "o", "compound": "s", "best": "^", "baseline": "D"}
@@ -35,7 +35,7 @@ def scaling_figure(
         unit: of costs: macs or latency_ms.
         device: whose latency it is.
     """
-    figure = Figure(figsize=(8, 4.5), label="Accuracy against budget: strategy found, compound scaling and baseline")
+    figure = Figure(figsize=(10, 4.5), label="Accuracy against budget: strategy found, compound scaling and baseline")
     axes = figure.add_subplot()
     if candidates:
         cost, accuracy = zip(*candidates, strict=True)
@@ -60,5 +60,5 @@ def scaling_figure(
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylabel("accuracy, % (curves: test)")
     axes.grid(visible=True)
-    axes.legend(loc="lower right")
+    legend_on_top(figure, *axes.get_legend_handles_labels())
     return figure
