@@ -17,8 +17,9 @@ Then the filter: how many random genotypes a second are tested against a target,
 and with the best of a grid for each (`hardware.accelerator`).
 
 With `--run`, a folder with a trained supernet (such as that of `quasar train experiments/cifar10-small.yaml
-data.root=…`), also what racing saves on real images: a search with the settings of the run, then all its candidates on
-the whole validation split, both by one evaluator and in CPU time. Without it these keys are left out.
+data.root=…`), also what a search saves on real images: one with the settings of the run, its racing and
+`search.precision` included, then all its candidates on the whole validation split in float32, both in CPU time.
+Without it these keys are left out.
 
 The last line is JSON: a key for each algorithm, and
     overhead_us               `run_ms` of evolution in microseconds: all that a candidate costs beside its evaluation
@@ -67,7 +68,7 @@ from search.algorithm import ALGORITHMS, SearchAlgorithm, SearchProblem
 from search.bounds import latency_bounds
 from search.cache import EvaluationCache
 from search.config import HardwareConfig, Limits, SearchConfig, Target
-from search.evaluator import Direct, Evaluator, Job, SupernetEvaluator
+from search.evaluator import Direct, Job, SupernetEvaluator
 from search.executor import LocalExecutor
 from search.limits import costs_function
 from search.measurer import Measurer
@@ -253,30 +254,28 @@ def racing(folder: Path) -> dict[str, float]:
     supernet, checkpoint = load_supernet(run, config)
     _, split = open_splits(config)
     next(split.batches(1))  # images in memory are made ready once
-    races = racing_of(settings, images=len(split))
-    if races is None:
+    if racing_of(settings, images=len(split)) is None:
         raise SystemExit(f"{folder}: search.racing is off, or {len(split)} validation images are too few for it")
-
-    def evaluator(path: Path) -> Evaluator:
-        key = {"checkpoint": checkpoint.digest, "data": split.digest, "batch_size": settings.batch_size}
-        measurer = Measurer(supernet, split, batch_size=settings.batch_size, racing=races)
-        return SupernetEvaluator(LocalExecutor(measurer), EvaluationCache(path, **key), racing=races)
+    key = {"checkpoint": checkpoint.digest, "data": split.digest, "batch_size": settings.batch_size}
 
     with tempfile.TemporaryDirectory() as name:
+        caches = partial(EvaluationCache, Path(name) / "evaluations.jsonl", **key)
         started = time.process_time()
-        result = run_search(
-            space=config.space,
-            model=model,
-            config=settings,
-            evaluator=evaluator(Path(name) / "racing.jsonl"),
-            journal=Path(name) / "trials.jsonl",
-            seed=config.seed,
-            progress=lambda done, total, text: None,
-        )
+        with search_evaluator(run, config, supernet, split, caches) as evaluator:
+            result = run_search(
+                space=config.space,
+                model=model,
+                config=settings,
+                evaluator=evaluator,
+                journal=Path(name) / "trials.jsonl",
+                seed=config.seed,
+                progress=lambda done, total, text: None,
+            )
         search_s = time.process_time() - started
         rows = [json.loads(line) for line in (Path(name) / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         started = time.process_time()
-        whole = evaluator(Path(name) / "whole.jsonl")
+        measurer = Measurer(supernet, split, batch_size=settings.batch_size)
+        whole = SupernetEvaluator(LocalExecutor(measurer), EvaluationCache(Path(name) / "whole.jsonl", **key))
         subnets = [config.space.decode(np.array(trial.genotype)) for trial in result.trials]
         accuracy = [found.evaluation.accuracy for found in whole.outcomes([Job(subnet=s) for s in subnets])]
         full_s = time.process_time() - started
