@@ -385,9 +385,10 @@ def report(run: Run, *, as_json: Json = False, debug: Debug = False) -> dict[str
 
     with folder.locked():
         path = write_report(folder.path)
+        devices = {name: str(write_report(each.path)) for name, each in folder.of_devices().items()}
     if not as_json:
-        print(path)
-    return {"report": str(path)}
+        print(path, *devices.values(), sep="\n")
+    return {"report": str(path)} | ({"devices": devices} if devices else {})
 
 
 @app.command()

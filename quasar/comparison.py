@@ -20,7 +20,7 @@ from search.trial import ParetoFront, Trial, best_under
 
 
 def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, Any]:
-    """Writes the picture and gives the table as plain data.
+    """Writes the picture and gives the table as plain data. A single run stands for its searches for several devices.
 
     The reference of all hypervolumes is the slowest subnet of any of the spaces, at score 0. Every run is judged at
     the targets of all runs: a trial meets any limit that it is fast enough for.
@@ -34,6 +34,8 @@ def compare(runs: Sequence[Path], *, out: Path, overwrite: bool) -> dict[str, An
             searches ranked subnets by different signals.
         DamagedInputError: a file of a run is damaged.
     """
+    if len(runs) == 1:
+        runs = [folder.path for folder in RunFolder(runs[0]).of_devices().values()] or runs
     folders = [path.resolve() for path in runs]
     if len(folders) < 2:
         raise UsageError("compare needs at least two run folders")

@@ -50,7 +50,10 @@ def named_subnet(run: RunFolder, name: str) -> Subnet:
             for folder, target in feasible_targets(run).items()
         }
         if name not in known:
-            raise unknown_name("subnet", name, known)
+            unknown, devices = unknown_name("subnet", name, known), run.of_devices().values()
+            if devices:
+                unknown = UsageError(f"{unknown}; those of devices are in {', '.join(str(f.path) for f in devices)}")
+            raise unknown
         return known[name]
     subnet = Subnet.load(Path(name))
     try:

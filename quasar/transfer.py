@@ -123,7 +123,7 @@ def _models(path: Path, devices: str | None, overrides: Sequence[str]) -> tuple[
             models[name] = build_cost_model(config)
         except InfeasibleError as error:
             if devices is not None:
-                raise InfeasibleError(f"{name}: {error}") from error
+                raise
             print(f"warning: {name} is left out: {error}", file=sys.stderr)
     return first.space, first.seed, models
 
