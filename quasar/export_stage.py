@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hwmodel.device import load_device
 from hwmodel.errors import DamagedInputError, UsageError
 from quasar.config import RunConfig
 from quasar.export.formats.base import Format
-from quasar.export.formats.registry import choose_formats
+from quasar.export.formats.registry import FORMATS, choose_formats, unknown_operator
 from quasar.export.source import BundleInfo
 from quasar.export.write import write_bundle
 from quasar.finetune_stage import finetuned
@@ -29,9 +30,9 @@ from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
 
 
-def named_formats(given: Sequence[str] | None) -> tuple[Format, ...]:
-    """The forms that `--format` names, each time one or several by commas; see `choose_formats`."""
-    return choose_formats(None if given is None else [name.strip() for text in given for name in text.split(",")])
+def named_formats(given: Sequence[str] | None) -> tuple[Format, ...] | None:
+    """The forms that `--format` names, each time one or several by commas; None for the default of `write_bundle`."""
+    return None if given is None else choose_formats([name.strip() for text in given for name in text.split(",")])
 
 
 def export_stage(
@@ -122,6 +123,10 @@ class _Exporter:
         config, train = self._config, self._train
         device, accelerator = self._hardware(subnet, name, target)
         module, val_accuracy, test_accuracy = self._network(subnet, target)
+        if self._formats is None:
+            for form in FORMATS.values():
+                if reason := unknown_operator(form, subnet):
+                    print(f"{name}: without the form '{form.name}', which is {reason}", file=sys.stderr)
         return write_bundle(
             module,
             self._run.export / name,

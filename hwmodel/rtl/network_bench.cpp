@@ -71,7 +71,8 @@ class Network {
         stream = residual("pos_embed", stream, position);
         for (int64_t i = 0; i < network["depth"]; i++) {
             const std::string block = "blocks." + std::to_string(i) + ".";
-            const Matrix mixed = attention(block, linear(block + "qkv", norm(block + "norm1", stream)));
+            const Matrix qkv = linear(block + "qkv", norm(block + "norm1", stream));
+            const Matrix mixed = records.count(block + "context") ? linear_angular(block, qkv) : attention(block, qkv);
             stream = residual(block + "residual1", stream, linear(block + "proj", mixed));
             const Matrix hidden = linear(block + "fc1", norm(block + "norm2", stream));
             stream = residual(block + "residual2", stream, linear(block + "fc2", hidden));
@@ -193,7 +194,33 @@ class Network {
         return result;
     }
 
-    // Mixed values (tokens, heads * head_dim) of the channels of qkv: of each head its queries, keys and values.
+    // Queries (0), keys (1) or values (2) of a head (tokens, head_dim), of the channels of qkv: each head has all three.
+    Matrix part_of(const Matrix& qkv, size_t head, size_t part) const {
+        const size_t size = network["head_dim"];
+        Matrix result(qkv.rows, size);
+        for (size_t token = 0; token < qkv.rows; token++)
+            for (size_t i = 0; i < size; i++) result.at(token, i) = qkv.at(token, (3 * head + part) * size + i);
+        return result;
+    }
+
+    static Matrix transposed(const Matrix& matrix) {
+        Matrix result(matrix.columns, matrix.rows);
+        for (size_t row = 0; row < matrix.rows; row++)
+            for (size_t column = 0; column < matrix.columns; column++) result.at(column, row) = matrix.at(row, column);
+        return result;
+    }
+
+    // The channels of all heads beside each other, of their values (tokens, head_dim).
+    static Matrix joined(const std::vector<Matrix>& values) {
+        const size_t tokens = values[0].rows, size = values[0].columns;
+        Matrix result(tokens, values.size() * size);
+        for (size_t head = 0; head < values.size(); head++)
+            for (size_t token = 0; token < tokens; token++)
+                for (size_t i = 0; i < size; i++) result.at(token, head * size + i) = values[head].at(token, i);
+        return result;
+    }
+
+    // Mixed values (tokens, heads * head_dim) of the channels of qkv.
     Matrix attention(const std::string& block, const Matrix& qkv) {
         const size_t size = network["head_dim"], heads = qkv.columns / (3 * size), tokens = qkv.rows;
         const Record &scores_of = find(block + "scores"), &softmax_of = find(block + "softmax");
@@ -202,13 +229,7 @@ class Network {
         std::vector<Matrix> scores, numerators, values;
         std::vector<double> factors;
         for (size_t head = 0; head < heads; head++) {
-            Matrix q(tokens, size), k(tokens, size), v(size, tokens);
-            for (size_t token = 0; token < tokens; token++)
-                for (size_t i = 0; i < size; i++) {
-                    q.at(token, i) = qkv.at(token, 3 * head * size + i);
-                    k.at(token, i) = qkv.at(token, (3 * head + 1) * size + i);
-                    v.at(i, token) = qkv.at(token, (3 * head + 2) * size + i);
-                }
+            const Matrix q = part_of(qkv, head, 0), k = part_of(qkv, head, 1), v = transposed(part_of(qkv, head, 2));
             Product product{tokens, size, tokens, 0, false, true, false, false, {}, {}};
             product.stream = accelerator.weight_stream(k, scores_of["mantissa"], scores_of["shift"]);
             scores.push_back(accelerator.run(product, q));
@@ -233,11 +254,49 @@ class Network {
         check(block + "softmax", numerators, factors);
         accelerator.cycles = spent[2];
         check(block + "mix", values);
-        Matrix mixed(tokens, heads * size);
-        for (size_t head = 0; head < heads; head++)
+        return joined(values);
+    }
+
+    // Queries (0) or keys (1) of all heads, one head under the other, as the LayerNorm unit gives them: their codes are
+    // the upper bytes of its elements.
+    Matrix units_of(const std::string& name, const Matrix& qkv, size_t part) {
+        const size_t size = network["head_dim"], heads = qkv.columns / (3 * size);
+        Matrix elements(heads * qkv.rows, size);
+        for (size_t row = 0; row < elements.rows; row++)
+            for (size_t i = 0; i < size; i++)
+                elements.at(row, i) = 256 * qkv.at(row % qkv.rows, (3 * (row / qkv.rows) + part) * size + i);
+        return norm(name, elements);
+    }
+
+    // As attention, with the context of a head (head_dim, head_dim) in place of scores and softmax: a row of it for each
+    // channel of the values.
+    Matrix linear_angular(const std::string& block, const Matrix& qkv) {
+        const size_t size = network["head_dim"], heads = qkv.columns / (3 * size), tokens = qkv.rows;
+        const Record &context_of = find(block + "context"), &readout_of = find(block + "readout");
+        const Matrix queries = units_of(block + "q_unit", qkv, 0), keys = units_of(block + "k_unit", qkv, 1);
+        uint64_t spent[2] = {};
+        std::vector<Matrix> contexts, values;
+        for (size_t head = 0; head < heads; head++) {
+            Matrix q(tokens, size), k(size, tokens);
             for (size_t token = 0; token < tokens; token++)
-                for (size_t i = 0; i < size; i++) mixed.at(token, head * size + i) = values[head].at(token, i);
-        return mixed;
+                for (size_t i = 0; i < size; i++) {
+                    q.at(token, i) = queries.at(head * tokens + token, i);
+                    k.at(i, token) = keys.at(head * tokens + token, i);
+                }
+            Product context{size, tokens, size, 0, false, true, false, false, {}, {}};
+            context.stream = accelerator.weight_stream(k, context_of["mantissa"], context_of["shift"]);
+            contexts.push_back(accelerator.run(context, transposed(part_of(qkv, head, 2))));
+            spent[0] += take_cycles();
+            Product readout{tokens, size, size, 0, false, true, false, false, {}, {}};
+            readout.stream = accelerator.weight_stream(contexts.back(), readout_of["mantissa"], readout_of["shift"]);
+            values.push_back(accelerator.run(readout, q));
+            spent[1] += take_cycles();
+        }
+        accelerator.cycles = spent[0];
+        check(block + "context", contexts);
+        accelerator.cycles = spent[1];
+        check(block + "readout", values);
+        return joined(values);
     }
 
     uint64_t take_cycles() {

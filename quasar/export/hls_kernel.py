@@ -33,7 +33,7 @@ from hwmodel.simulate import LONGEST_UNSIGNED_CASCADE
 from quasar.export.onnx_int import FACTOR_SUFFIX
 from quasar.export.weights_file import ALIGNMENT, WeightsIndex
 from supernet.integer_vit import IntegerViT
-from supernet.subnet import Subnet
+from supernet.subnet import BlockChoice, Subnet
 
 #: the test bench compiles these
 PROGRAM = ("bench.cpp", "quasar_vit.cpp")
@@ -57,6 +57,8 @@ _GEMM: dict[str, int | str | bool] = {
     "operand": "STORED",
     "wide": False,
     "by_head": False,
+    "numerators": False,
+    "transposed": False,
     "tokens": 0,
     "inputs": 0,
     "rows_high": 0,
@@ -66,6 +68,7 @@ _GEMM: dict[str, int | str | bool] = {
     "table": "NONE",
     "source": "NONE",
     "second": "NONE",
+    "second_pitch": 0,
     "target": 0,
     "first_channel": 0,
     "first_token": 0,
@@ -116,8 +119,8 @@ def hls_files(
 class _Layout:
     """Where tensors lie in the kernel's buffers, in words of `tile_inputs` codes.
 
-    The results hold qkv (each head's queries, keys and values in whole words), then the scores, then the mixed values;
-    or else the hidden units of the MLP.
+    The results hold qkv (each head's queries, keys and values in whole words), then the scores or the context of a
+    head, then the mixed values; or else the hidden units of the MLP.
     """
 
     subnet: Subnet
@@ -132,13 +135,28 @@ class _Layout:
         """Of the queries, keys or values of a head."""
         return self.words(self.subnet.head_dim)
 
-    def scores(self, heads: int) -> int:
-        """First word of the scores."""
+    @property
+    def context_words(self) -> int:
+        """Of the context of a head; 0 if no block has one."""
+        head_dim = self.subnet.head_dim
+        return -(-head_dim // self.tile_inputs) * head_dim if self.has_contexts else 0
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether a block has linear-angular attention."""
+        return any(block.operator == "linear-angular" for block in self.subnet.blocks)
+
+    def part(self, head: int, part: str) -> int:
+        """First word of q, k or v of a head."""
+        return (3 * head + "qkv".index(part)) * self.head_words
+
+    def between(self, heads: int) -> int:
+        """First word of the scores or of the context."""
         return 3 * heads * self.head_words
 
     def mixed(self, heads: int) -> int:
         """First word of the mixed values."""
-        return self.scores(heads) + self.words(self.subnet.tokens)
+        return self.between(heads) + max(self.words(self.subnet.tokens), self.context_words)
 
 
 class _Tables:
@@ -157,17 +175,17 @@ class _Tables:
         self.linear("patch_embed", tokens=patches, pitch=tokens, first_token=1)
         self.residual("pos_embed")
         for block in range(subnet.depth):
-            self.block(f"blocks.{block}", subnet.blocks[block].num_heads)
+            self.block(f"blocks.{block}", subnet.blocks[block])
         self.norm("norm", tokens=1)
         self.linear("head", tokens=1, pitch=1)
 
-    def block(self, name: str, heads: int) -> None:
+    def block(self, name: str, choice: BlockChoice) -> None:
         """One encoder block."""
-        layout, tokens = self.layout, self.layout.subnet.tokens
+        layout, tokens, heads = self.layout, self.layout.subnet.tokens, choice.num_heads
         self.norm(f"{name}.norm1", tokens=tokens)
         self.linear(f"{name}.qkv", tokens=tokens, by_head=True)
-        for head in range(heads):
-            self.attention(name, head, heads)
+        mixers = {"attention": self.attention, "linear-angular": self.linear_angular}
+        mixers[choice.operator](name, heads)
         self.linear(f"{name}.proj", tokens=tokens, source=layout.mixed(heads))
         self.residual(f"{name}.residual1")
         self.norm(f"{name}.norm2", tokens=tokens)
@@ -175,39 +193,78 @@ class _Tables:
         self.linear(f"{name}.fc2", tokens=tokens, source=0)
         self.residual(f"{name}.residual2")
 
-    def attention(self, name: str, head: int, heads: int) -> None:
-        """One head: queries by keys, softmax, numerators by values."""
+    def attention(self, name: str, heads: int) -> None:
+        """Head by head: queries by keys, softmax, numerators by values."""
         layout, commands = self.layout, self.index.commands
         tokens, head_dim = layout.subnet.tokens, layout.subnet.head_dim
-        queries = 3 * head * layout.head_words
-        scores = layout.scores(heads)
-        self.gemm(
-            f"{name}.scores",
-            operand="KEYS",
-            tokens=tokens,
-            inputs=head_dim,
-            rows_high=tokens,
-            source=queries,
-            second=queries + layout.head_words,
-            target=scores,
-            pitch=tokens,
-            **commands[f"{name}.scores"],
-        )
+        scores = layout.between(heads)
         softmax = f"{name}.softmax"
         command = commands[softmax]
-        values = (self.word(softmax, "exponentials"), scores, command["numerator"], command["exponent"])
-        self.step("SOFTMAX", softmax, values)
-        self.gemm(
-            f"{name}.mix",
-            operand="VALUES",
-            tokens=tokens,
-            inputs=tokens,
-            rows_high=head_dim,
-            second=queries + 2 * layout.head_words,
-            target=layout.mixed(heads),
-            first_channel=head * head_dim,
-            pitch=tokens,
-        )
+        for head in range(heads):
+            self.gemm(
+                f"{name}.scores",
+                operand="KEYS",
+                tokens=tokens,
+                inputs=head_dim,
+                rows_high=tokens,
+                source=layout.part(head, "q"),
+                second=layout.part(head, "k"),
+                second_pitch=tokens,
+                target=scores,
+                pitch=tokens,
+                **commands[f"{name}.scores"],
+            )
+            values = (self.word(softmax, "exponentials"), scores, command["numerator"], command["exponent"])
+            self.step("SOFTMAX", softmax, values)
+            self.gemm(
+                f"{name}.mix",
+                operand="VALUES",
+                numerators=True,
+                tokens=tokens,
+                inputs=tokens,
+                rows_high=head_dim,
+                second=layout.part(head, "v"),
+                second_pitch=tokens,
+                target=layout.mixed(heads),
+                first_channel=head * head_dim,
+                pitch=tokens,
+            )
+
+    def linear_angular(self, name: str, heads: int) -> None:
+        """Units of all queries and keys in their places; then, head by head, values by keys, and queries by that."""
+        layout, commands = self.layout, self.index.commands
+        tokens, head_dim = layout.subnet.tokens, layout.subnet.head_dim
+        for part in "qk":
+            self.norm(f"{name}.{part}_unit", tokens=tokens, source=layout.part(0, part), heads=heads)
+        for head in range(heads):
+            self.gemm(
+                f"{name}.context",
+                operand="VALUES",
+                transposed=True,
+                tokens=head_dim,
+                inputs=tokens,
+                rows_high=head_dim,
+                source=layout.part(head, "v"),
+                second=layout.part(head, "k"),
+                second_pitch=tokens,
+                target=layout.between(heads),
+                pitch=head_dim,
+                **commands[f"{name}.context"],
+            )
+            self.gemm(
+                f"{name}.readout",
+                operand="KEYS",
+                tokens=tokens,
+                inputs=head_dim,
+                rows_high=head_dim,
+                source=layout.part(head, "q"),
+                second=layout.between(heads),
+                second_pitch=head_dim,
+                target=layout.mixed(heads),
+                first_channel=head * head_dim,
+                pitch=tokens,
+                **commands[f"{name}.readout"],
+            )
 
     def linear(self, name: str, *, tokens: int, pitch: int | None = None, **changes: int | str | bool) -> None:
         """A product with stored rows."""
@@ -231,11 +288,12 @@ class _Tables:
         """A product."""
         self.step("GEMM", name, tuple((_GEMM | changes)[field] for field in _GEMM))
 
-    def norm(self, name: str, *, tokens: int) -> None:
+    def norm(self, name: str, *, tokens: int, source: int | str = "NONE", heads: int = 1) -> None:
         """A LayerNorm."""
         command = self.index.commands[name]
+        place = (source, heads, 3 * self.layout.head_words, self.word(name, "parameters"))
         numbers = (command[key] for key in ("epsilon", "mean_factor", "mean_shift", "out_shift"))
-        self.step("LAYERNORM", name, (tokens, self.word(name, "parameters"), *numbers))
+        self.step("LAYERNORM", name, (tokens, command["width"], *place, *numbers))
 
     def residual(self, name: str) -> None:
         """An addition to the residual stream, which needs no descriptor."""
@@ -270,6 +328,7 @@ def _config(layout: _Layout, tables: _Tables, accelerator: AcceleratorConfig) ->
     linears = [command for command in index.commands.values() if "inputs" in command]
     most_inputs = max(tokens, *(command["inputs"] for command in linears))
     end = max(section.offset + section.bytes for section in index.sections)
+    most_tokens = max(tokens, subnet.head_dim) if layout.has_contexts else tokens
     attention_words = layout.mixed(heads) + layout.words(heads * subnet.head_dim)
     numbers = {
         "ARRAY_ROWS": accelerator.array_rows,
@@ -283,13 +342,15 @@ def _config(layout: _Layout, tables: _Tables, accelerator: AcceleratorConfig) ->
         "CHANNELS": subnet.in_chans,
         "CLASSES": subnet.num_classes,
         "TOKENS": tokens,
+        "MOST_TOKENS": most_tokens,
         "WIDTH": subnet.embed_dim,
+        "MOST_WIDTH": max(command["width"] for command in index.commands.values() if "width" in command),
         "HEAD_DIM": subnet.head_dim,
         "HEAD_PITCH": layout.head_words // tokens * layout.tile_inputs,
         "MOST_ROWS": max(command["rows_high"] + command["rows_low"] for command in linears),
         "IMAGE_CODES": subnet.in_chans * subnet.image_size**2,
-        "ACTIVATION_WORDS": layout.words(most_inputs),
-        "SECOND_WORDS": layout.head_words,
+        "ACTIVATION_WORDS": max(layout.words(most_inputs), -(-tokens // layout.tile_inputs) * most_tokens),
+        "SECOND_WORDS": max(layout.head_words, layout.context_words),
         "RESULT_WORDS": max(attention_words, layout.words(most_inputs)),
         "STREAM_WORDS": layout.words(subnet.embed_dim),
         "WIDE_WORDS": max(layout.words(subnet.embed_dim), -(-subnet.num_classes // layout.tile_inputs)),

@@ -43,6 +43,8 @@ SUM_BITS, ROOT_BITS, WIDTH_BITS = 24, 26, 11
 _HEADS_OUTSIDE, _CHANNELS_FIRST = (0, 2, 1, 3), (0, 2, 3, 1)
 #: and back
 _HEADS_INSIDE = (0, 2, 1, 3)
+#: the operators that this form knows
+INTEGER_OPERATORS = ("attention", "linear-angular")
 #: suffix of the tensor with the factors (mantissa * 2^-shift) of the tokens that a softmax gives
 FACTOR_SUFFIX = ".factor"
 
@@ -149,7 +151,7 @@ class IntegerBuilder(GraphBuilder):
         elif isinstance(mixer, IntegerLinearAngular):
             mixed = self._linear_angular(q, k, v, mixer)
         else:
-            raise UsageError(f"{name}: its operator has no form 'integer'")
+            raise UsageError(f"{name}: ONNX of integers knows the operators {', '.join(INTEGER_OPERATORS)} alone")
         mixed = self.op("Transpose", mixed, name=f"{name}.mixed_order", perm=_HEADS_INSIDE)
         return self.reshape(mixed, (-1, inner), name=f"{name}.mixed")
 

@@ -13,7 +13,8 @@ them into one integer product (QGemm). What that takes, and what keeps the outpu
   each group of rows, so joining the two along a group's rows restores the order: no permutation is needed.
 * q, k and v are three products, so that each is quantized at its own scale inside the fused product.
 * What multiplies whole rows is folded into their scales and biases: layer scaling into proj and fc2, and the factor
-  head_dim^-1/2 of the attention scores into q and its site.
+  head_dim^-1/2 of the attention scores into q and its site. Linear-angular attention has its factors, 1/T and that of
+  the mixed values, in the scales with which codes are dequantized.
 * A bias is an int32 constant in units of the accumulator, rounded.
 * The residual stream, LayerNorm, softmax and GELU are float, and the image is cut into patches as uint8.
 
@@ -31,6 +32,8 @@ from numpy.typing import NDArray
 from hwmodel.errors import UsageError
 from quasar.export.onnx_graph import GraphBuilder
 from supernet.functional import ActivationSites
+from supernet.operators.integer import LAYER_NORM_EPSILON
+from supernet.operators.linear_angular import BIAS
 from supernet.quantize import qmax
 from supernet.standalone import LayerNorm, QuantLinear, SubnetBlock, SubnetViT
 from supernet.subnet import BlockChoice, Subnet
@@ -47,6 +50,8 @@ CODE_BITS, NIBBLE_BITS = 8, 4
 LARGEST_BIAS = 2**30
 LARGEST_SUM = 2**31 - 1
 
+#: orders of axes: (batch, tokens, heads, channels) with the heads first, and then the channels before the tokens
+_HEADS_FIRST, _CHANNELS_FIRST = (0, 2, 1, 3), (0, 2, 3, 1)
 #: suffix of the constants that hold weights
 WEIGHT_SUFFIX = "_rows"
 
@@ -201,8 +206,8 @@ def build_qdq(module: SubnetViT) -> ModelProto:
     """The checked ONNX model of an extracted subnet, on whatever device that is; see the module's docstring.
 
     Raises:
-        UsageError: a block mixes tokens by another operator than "attention"; activations of more than 8 bits; the
-            package onnx is missing.
+        UsageError: an operator that is not one of `ONNX_OPERATORS`; activations of more than 8 bits; the package onnx
+            is missing.
     """
     subnet = module.subnet
     refuse_other_operators(subnet)
@@ -260,7 +265,7 @@ def _block(
         fc2 = fc2.times(_numbers(module.scale2))
     x = graph.norm(stream, module.norm1, name=f"{name}.norm1")
     x_codes = graph.quantize(x, site["norm1"], name=f"{name}.norm1_site")
-    mixed = _attention(graph, x_codes, module, subnet, block, name=name)
+    mixed = _mixed(graph, x_codes, module, subnet, block, name=name)
     stream = graph.op("Add", stream, graph.linear(mixed, proj, name=f"{name}.proj"), name=f"{name}.residual1")
 
     x = graph.norm(stream, module.norm2, name=f"{name}.norm2")
@@ -271,28 +276,76 @@ def _block(
     return graph.op("Add", stream, graph.linear(active_codes, fc2, name=f"{name}.fc2"), name=f"{name}.residual2")
 
 
-def _attention(
-    graph: QdqBuilder, x: Codes, module: SubnetBlock, subnet: Subnet, block: BlockChoice, *, name: str
-) -> Codes:
+def _mixed(graph: QdqBuilder, x: Codes, module: SubnetBlock, subnet: Subnet, block: BlockChoice, *, name: str) -> Codes:
     """The mixed values (batch * tokens, heads * head_dim) at their site."""
-    heads, channels, tokens = block.num_heads, subnet.head_dim, subnet.tokens
-    sites = read_sites(module.mixer_sites)
-    qkv = Rows.of(cast(QuantLinear, module.mixer["qkv"]))
-    keep, transpose = (0, 2, 1, 3), (0, 2, 3, 1)  # (batch, tokens, heads, channels) to heads first
-    values = {}
-    for index, (part, gain, order) in enumerate((("q", channels**-0.5, keep), ("k", 1.0, transpose), ("v", 1.0, keep))):
-        label, site = f"{name}.{part}", sites[part]
-        rows = graph.linear(x, qkv.part(index, 3).times(gain), name=label)
-        codes = graph.quantize(rows, site._replace(scale=site.scale * gain), name=f"{label}_site")
-        split = graph.reshape(codes.name, (-1, tokens, heads, channels), name=f"{label}_heads")
-        split = graph.op("Transpose", split, name=f"{label}_order", perm=order)
-        values[part] = graph.dequantize(Codes(split, codes.site), name=f"{label}_out")
+    mixed = _MIXERS[block.operator](graph, _Heads(x, module, subnet, block), name=name)
+    mixed = graph.op("Transpose", mixed, name=f"{name}.mix_order", perm=_HEADS_FIRST)
+    mixed = graph.reshape(mixed, (-1, block.num_heads * subnet.head_dim), name=f"{name}.mixed")
+    return graph.quantize(mixed, read_sites(module.mixer_sites)["mixed"], name=f"{name}.mixed_site")
+
+
+class _Heads(NamedTuple):
+    """What lies between norm1 and proj of a block."""
+
+    x: Codes
+    module: SubnetBlock
+    subnet: Subnet
+    block: BlockChoice
+
+    def codes(self, graph: QdqBuilder, part: str, order: tuple[int, ...], *, name: str, gain: float = 1.0) -> Codes:
+        """q, k or v of all heads, times `gain`, with axes (batch, tokens, heads, channels) in an order."""
+        label, site = f"{name}.{part}", read_sites(self.module.mixer_sites)[part]
+        rows = Rows.of(cast(QuantLinear, self.module.mixer["qkv"])).part("qkv".index(part), 3).times(gain)
+        codes = graph.quantize(
+            graph.linear(self.x, rows, name=label), site._replace(scale=site.scale * gain), name=f"{label}_site"
+        )
+        shape = (-1, self.subnet.tokens, self.block.num_heads, self.subnet.head_dim)
+        split = graph.reshape(codes.name, shape, name=f"{label}_heads")
+        return Codes(graph.op("Transpose", split, name=f"{label}_order", perm=order), codes.site)
+
+
+def _attention(graph: QdqBuilder, heads: _Heads, *, name: str) -> str:
+    """Mixed values (batch, heads, tokens, channels)."""
+    values = {
+        part: graph.dequantize(heads.codes(graph, part, order, name=name, gain=gain), name=f"{name}.{part}_out")
+        for part, gain, order in (
+            ("q", heads.subnet.head_dim**-0.5, _HEADS_FIRST),
+            ("k", 1.0, _CHANNELS_FIRST),
+            ("v", 1.0, _HEADS_FIRST),
+        )
+    }
     scores = graph.op("MatMul", values["q"], values["k"], name=f"{name}.scores")
     shares = graph.op("Softmax", scores, name=f"{name}.softmax", axis=-1)
-    mixed = graph.op("MatMul", shares, values["v"], name=f"{name}.mix")
-    mixed = graph.op("Transpose", mixed, name=f"{name}.mix_order", perm=keep)
-    mixed = graph.reshape(mixed, (-1, heads * channels), name=f"{name}.mixed")
-    return graph.quantize(mixed, sites["mixed"], name=f"{name}.mixed_site")
+    return graph.op("MatMul", shares, values["v"], name=f"{name}.mix")
+
+
+def _linear_angular(graph: QdqBuilder, heads: _Heads, *, name: str) -> str:
+    """As `_attention`."""
+    sites, channels = read_sites(heads.module.mixer_sites), heads.subnet.head_dim
+    gain = graph.constant(f"unit_gain.{channels}", np.ones(channels, dtype=np.float32))
+    bias = graph.constant(f"unit_bias.{channels}", np.full(channels, BIAS, dtype=np.float32))
+
+    def unit(part: str, factor: float) -> str:
+        label = f"{name}.{part}_unit"
+        codes = heads.codes(graph, part, _HEADS_FIRST, name=name)
+        x = graph.dequantize(codes, name=f"{name}.{part}_out")
+        x = graph.op("LayerNormalization", x, gain, bias, name=label, axis=-1, epsilon=LAYER_NORM_EPSILON)
+        at_site = graph.quantize(x, sites[f"{part}_unit"], name=f"{label}_site")
+        scaled = at_site.site._replace(scale=at_site.site.scale * factor)
+        return graph.dequantize(Codes(at_site.name, scaled), name=f"{label}_out")
+
+    k_unit = graph.op("Transpose", unit("k", 1 / heads.subnet.tokens), name=f"{name}.k_unit_order", perm=(0, 1, 3, 2))
+    v = graph.dequantize(heads.codes(graph, "v", _HEADS_FIRST, name=name), name=f"{name}.v_out")
+    context = graph.op("MatMul", k_unit, v, name=f"{name}.context")
+    codes = graph.quantize(context, sites["context"], name=f"{name}.context_site")
+    q_unit = unit("q", 1 / (channels * BIAS**2))
+    return graph.op("MatMul", q_unit, graph.dequantize(codes, name=f"{name}.context_out"), name=f"{name}.readout")
+
+
+#: by operator
+_MIXERS = {"attention": _attention, "linear-angular": _linear_angular}
+#: the operators that QDQ and QONNX know
+ONNX_OPERATORS = tuple(_MIXERS)
 
 
 def weight_bytes(model: ModelProto) -> int:
@@ -301,11 +354,12 @@ def weight_bytes(model: ModelProto) -> int:
 
 
 def refuse_other_operators(subnet: Subnet) -> None:
-    """Raises `UsageError` if a block mixes tokens by another operator than "attention"."""
+    """Raises `UsageError` if a block mixes tokens by an operator that is not one of `ONNX_OPERATORS`."""
     for index, block in enumerate(subnet.blocks):
-        if block.operator != "attention":
+        if block.operator not in ONNX_OPERATORS:
             raise UsageError(
-                f"blocks[{index}]: the operator '{block.operator}' cannot be exported to ONNX, only 'attention' can"
+                f"blocks[{index}]: the operator '{block.operator}' cannot be exported to ONNX, only "
+                f"{' and '.join(ONNX_OPERATORS)} can"
             )
 
 

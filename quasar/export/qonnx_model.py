@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 from quasar.export.onnx_graph import IR_VERSION, GraphBuilder
 from quasar.export.onnx_qdq import Site, read_sites, refuse_other_operators
 from quasar.export.optional import require
+from supernet.operators.integer import LAYER_NORM_EPSILON
+from supernet.operators.linear_angular import BIAS
 from supernet.standalone import LayerNorm, QuantLinear, SubnetBlock, SubnetViT
 from supernet.subnet import BlockChoice, Subnet
 
@@ -43,6 +45,8 @@ FloatArray = NDArray[np.float32]
 #: of the Quant nodes; version 1 is the first with them
 DOMAIN, DOMAIN_VERSION = "qonnx.custom_op.general", 1
 BIAS_BITS = 32
+#: orders of axes: (batch, tokens, heads, channels) with the heads first, and then the channels before the tokens
+_HEADS_FIRST, _CHANNELS_FIRST = (0, 2, 1, 3), (0, 2, 3, 1)
 
 
 class QonnxBuilder(GraphBuilder):
@@ -164,7 +168,7 @@ def build_qonnx(module: SubnetViT) -> ModelProto:
     """The checked QONNX model of an extracted subnet; see the module's docstring.
 
     Raises:
-        UsageError: a block mixes tokens by another operator than "attention"; the package onnx is missing.
+        UsageError: an operator that is not one of `ONNX_OPERATORS`; the package onnx is missing.
     """
     subnet = module.subnet
     refuse_other_operators(subnet)
@@ -251,7 +255,7 @@ def _block(
     linears = {key: cast(QuantLinear, linear) for key, linear in (*module.mixer.items(), *module.mlp.items())}
     x = graph.at_site(graph.norm(stream, module.norm1, name=f"{name}.norm1"), site["norm1"], name=f"{name}.norm1_quant")
     qkv = graph.linear(x, linears["qkv"], site["norm1"], name=f"{name}.qkv", tokens=tokens)
-    x = _attention(graph, qkv, mixer_site, subnet, heads=block.num_heads, name=name)
+    x = _mixed(graph, qkv, mixer_site, subnet, block, name=name)
     x = graph.linear(x, linears["proj"], mixer_site["mixed"], name=f"{name}.proj", tokens=tokens)
     x = graph.times(x, module.scale1, name=f"{name}.scale1")
     stream = graph.op("Add", stream, x, name=f"{name}.residual1")
@@ -264,25 +268,61 @@ def _block(
     return graph.op("Add", stream, graph.times(x, module.scale2, name=f"{name}.scale2"), name=f"{name}.residual2")
 
 
-def _attention(graph: QonnxBuilder, qkv: str, site: dict[str, Site], subnet: Subnet, *, heads: int, name: str) -> str:
+def _mixed(
+    graph: QonnxBuilder, qkv: str, site: dict[str, Site], subnet: Subnet, block: BlockChoice, *, name: str
+) -> str:
     """The mixed values (1, T, heads * head_dim) at their site, of the outputs (1, T, heads * 3 * head_dim) of qkv."""
-    tokens, channels = subnet.tokens, subnet.head_dim
+    tokens, heads, channels = subnet.tokens, block.num_heads, subnet.head_dim
     parts = graph.reshape(qkv, (1, tokens, heads, 3, channels), name=f"{name}.heads")
     values = {}
-    for index, (part, order) in enumerate((("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3)))):
+    for index, part in enumerate("qkv"):
         label, chosen = f"{name}.{part}", graph.constant(f"index.{index}", np.array(index))
-        x = graph.op("Gather", parts, chosen, name=label, axis=3)
-        x = graph.at_site(x, site[part], name=f"{label}_quant")
-        values[part] = graph.op("Transpose", x, name=f"{label}_order", perm=order)
-    scores = graph.op("MatMul", values["q"], values["k"], name=f"{name}.products")
-    factor = graph.constant(f"{name}.scores.factor", np.array(channels**-0.5, dtype=np.float32))
-    scores = graph.op("Mul", scores, factor, name=f"{name}.scores")
-    mixed = graph.op(
-        "MatMul", graph.op("Softmax", scores, name=f"{name}.softmax", axis=-1), values["v"], name=f"{name}.mix"
-    )
-    mixed = graph.op("Transpose", mixed, name=f"{name}.mix_order", perm=(0, 2, 1, 3))
+        values[part] = graph.at_site(
+            graph.op("Gather", parts, chosen, name=label, axis=3), site[part], name=f"{label}_quant"
+        )
+    mixed = _MIXERS[block.operator](graph, values, site, subnet, name=name)
+    mixed = graph.op("Transpose", mixed, name=f"{name}.mix_order", perm=_HEADS_FIRST)
     mixed = graph.reshape(mixed, (1, tokens, heads * channels), name=f"{name}.mixed")
     return graph.at_site(mixed, site["mixed"], name=f"{name}.mixed_quant")
+
+
+def _attention(graph: QonnxBuilder, values: dict[str, str], site: dict[str, Site], subnet: Subnet, *, name: str) -> str:
+    """Mixed values (1, heads, T, channels) of q, k and v (1, T, heads, channels)."""
+    q, k, v = (
+        graph.op("Transpose", values[part], name=f"{name}.{part}_order", perm=order)
+        for part, order in (("q", _HEADS_FIRST), ("k", _CHANNELS_FIRST), ("v", _HEADS_FIRST))
+    )
+    scores = graph.op("MatMul", q, k, name=f"{name}.products")
+    factor = graph.constant(f"{name}.scores.factor", np.array(subnet.head_dim**-0.5, dtype=np.float32))
+    scores = graph.op("Mul", scores, factor, name=f"{name}.scores")
+    return graph.op("MatMul", graph.op("Softmax", scores, name=f"{name}.softmax", axis=-1), v, name=f"{name}.mix")
+
+
+def _linear_angular(
+    graph: QonnxBuilder, values: dict[str, str], site: dict[str, Site], subnet: Subnet, *, name: str
+) -> str:
+    """As `_attention`."""
+    channels = subnet.head_dim
+    gain = graph.constant(f"unit_gain.{channels}", np.ones(channels, dtype=np.float32))
+    bias = graph.constant(f"unit_bias.{channels}", np.full(channels, BIAS, dtype=np.float32))
+    units = {}
+    for part, order in (("q", _HEADS_FIRST), ("k", _CHANNELS_FIRST)):
+        label = f"{name}.{part}_unit"
+        x = graph.op("LayerNormalization", values[part], gain, bias, name=label, axis=-1, epsilon=LAYER_NORM_EPSILON)
+        x = graph.at_site(x, site[f"{part}_unit"], name=f"{label}_quant")
+        units[part] = graph.op("Transpose", x, name=f"{label}_order", perm=order)
+    v = graph.op("Transpose", values["v"], name=f"{name}.v_order", perm=_HEADS_FIRST)
+    context = graph.op("MatMul", units["k"], v, name=f"{name}.context.products")
+    factor = graph.constant(f"{name}.context.factor", np.array(1 / subnet.tokens, dtype=np.float32))
+    context = graph.op("Mul", context, factor, name=f"{name}.context")
+    context = graph.at_site(context, site["context"], name=f"{name}.context_quant")
+    readout = graph.op("MatMul", units["q"], context, name=f"{name}.readout.products")
+    factor = graph.constant(f"{name}.readout.factor", np.array(1 / (channels * BIAS**2), dtype=np.float32))
+    return graph.op("Mul", readout, factor, name=f"{name}.readout")
+
+
+#: by operator, those of `quasar.export.onnx_qdq`
+_MIXERS = {"attention": _attention, "linear-angular": _linear_angular}
 
 
 def _dequantized(linear: QuantLinear, chosen: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:

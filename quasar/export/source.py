@@ -17,7 +17,7 @@ from hwmodel.cost import FpgaCostEstimate
 from hwmodel.errors import QuasarError, UsageError
 from hwmodel.integer import Int8Array
 from quasar.export.onnx_int import expected_tensors
-from quasar.export.weights_file import WeightsIndex, pack_weights
+from quasar.export.weights_file import PACKED_OPERATORS, WeightsIndex, pack_weights
 from supernet.data.config import DataConfig
 from supernet.integer_vit import IntegerRanges, IntegerViT, find_ranges
 from supernet.standalone import SubnetViT
@@ -70,7 +70,7 @@ class Source:
 
     Attributes:
         ranges: the scales that `network` needs beside the module's own.
-        packed: the content of weights.bin, and `index` what lies where in it.
+        packed: the content of weights.bin and what lies where in it; None if an operator is unknown to it.
         images, logits: golden vectors: codes of images (N, C, H, W), and of their logits (N, classes).
         tensors: what every layer gives for the first of them, see `expected_tensors`.
         vectors: the content of vectors.npz.
@@ -80,8 +80,7 @@ class Source:
     info: BundleInfo
     ranges: IntegerRanges
     network: IntegerViT
-    packed: bytes
-    index: WeightsIndex
+    packed: tuple[bytes, WeightsIndex] | None
     images: Int8Array
     logits: NDArray[np.int16]
     tensors: dict[str, NDArray[Any]]
@@ -99,7 +98,7 @@ class Source:
         ranges = find_ranges(module, images)
         network = IntegerViT.of(module, ranges)
         _check_accumulators(network)
-        packed, index = pack_weights(network, info.accelerator)
+        packable = all(block.operator in PACKED_OPERATORS for block in module.subnet.blocks)
         golden = network.quantize_images(images[:GOLDEN_IMAGES])
         logits, tensors = network(golden), expected_tensors(network, golden[:1])
         return Source(
@@ -107,8 +106,7 @@ class Source:
             info=info,
             ranges=ranges,
             network=network,
-            packed=packed,
-            index=index,
+            packed=pack_weights(network, info.accelerator) if packable else None,
             images=golden,
             logits=logits,
             tensors=tensors,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hwmodel.errors import DamagedInputError, UsageError
 from quasar.export.bundle import Bundle, files_of
 from quasar.export.checks import TOLERATED_IMAGES, Accuracy, Batch, Begin, Inspection, Subject, Tally, Verdict, begun
-from quasar.export.formats.registry import FORMATS
+from quasar.export.formats.registry import FORMATS, unknown_operator
 from quasar.export.manifest import MANIFEST, MANIFEST_SCHEMA, VECTORS
 from quasar.export.onnx_int import expected_tensors
 from quasar.export.optional import require
@@ -145,8 +145,10 @@ def _all_checks(bundle: Bundle) -> dict[str, Begin]:
     return checks
 
 
-def _absent(name: str, _: Subject) -> Verdict:
-    return Verdict(status="not checked", detail=f"not in this bundle; to have it: quasar export RUN --format {name}")
+def _absent(name: str, subject: Subject) -> Verdict:
+    reason = unknown_operator(FORMATS[name], subject.bundle.config.subnet)
+    remedy = f"not in this bundle; to have it: quasar export RUN --format {name}"
+    return Verdict(status="not checked", detail=reason or remedy)
 
 
 def _check_files(subject: Subject) -> Verdict:

@@ -34,6 +34,8 @@ from supernet.operators.linear_angular import IntegerLinearAngular
 from supernet.subnet import BlockChoice, Subnet
 
 ALIGNMENT = 64
+#: the operators that it knows, as do the forms that read it
+PACKED_OPERATORS = ("attention", "linear-angular")
 _TYPES = {"channels": "<u2", "table": "i1", "exponentials": "u1", "position": "<i2"}
 
 
@@ -195,7 +197,7 @@ class _Writer:
             self.factors(f"{mixer.name}.context", mixer.context_factor)
             self.factors(f"{mixer.name}.readout", mixer.readout_factor)
         else:
-            raise UsageError(f"{mixer.name}: its operator has no form 'packed'")
+            raise UsageError(f"{mixer.name}: packed weights know the operators {', '.join(PACKED_OPERATORS)} alone")
 
     def factors(self, layer: str, factors: Factors) -> None:
         (mantissa,), (shift,) = factors

@@ -24,7 +24,7 @@ from hwmodel.errors import QuasarError, UsageError
 from quasar.export.card import model_card
 from quasar.export.formats.base import Format
 from quasar.export.formats.packed import PACKED
-from quasar.export.formats.registry import choose_formats
+from quasar.export.formats.registry import choose_formats, unknown_operator
 from quasar.export.manifest import (
     CARD,
     CONFIG,
@@ -47,6 +47,7 @@ from quasar.export.timm_config import ARCHITECTURE, timm_config
 from supernet.integer_vit import IntegerRanges
 from supernet.lowering import lower
 from supernet.standalone import SubnetBlock, SubnetViT
+from supernet.subnet import Subnet
 from supernet.validation import validate
 
 #: figures of the cost that the manifest repeats
@@ -68,11 +69,13 @@ def write_bundle(
     Args:
         images: normalised training images (N, C, H, W), from which the scales of the integer network come. The first
             ones become golden vectors.
-        formats: the forms of the network to write, see `choose_formats`, whose default this is.
+        formats: the forms of the network to write, see `choose_formats`; by default all those of its default that know
+            the subnet's operators.
         overwrite: replace the bundle that `folder` holds, once the new one is complete.
 
     Raises:
-        UsageError: `folder` exists and is not to be, or must not be, overwritten; the subnet cannot be exported.
+        UsageError: `folder` exists and is not to be, or must not be, overwritten; the subnet cannot be exported, or not
+            in one of `formats`.
         QuasarError: the disk refused, or weights are not what they must be. Nothing is left behind, and an old bundle
             stays.
     """
@@ -82,7 +85,7 @@ def write_bundle(
             raise UsageError(f"{folder}: exists already; replace it with --overwrite, or choose another folder")
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder}: is no bundle (it has no {MANIFEST}), so it is not overwritten")
-    contents = _contents(Source.of(module, info, images), choose_formats() if formats is None else formats)
+    contents = _contents(Source.of(module, info, images), _fitting(formats, module.subnet))
     part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same number
     try:
@@ -109,6 +112,16 @@ def write_bundle(
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _fitting(formats: Sequence[Format] | None, subnet: Subnet) -> Sequence[Format]:
+    """The forms to write; raises `UsageError` if one of `formats` does not know an operator of the subnet."""
+    if formats is None:
+        return [form for form in choose_formats() if unknown_operator(form, subnet) is None]
+    for form in formats:
+        if reason := unknown_operator(form, subnet):
+            raise UsageError(f"format '{form.name}' is {reason}; leave it out")
+    return formats
 
 
 def _contents(source: Source, formats: Sequence[Format]) -> dict[str, bytes]:
@@ -195,7 +208,7 @@ def _manifest(source: Source, contents: dict[str, bytes], formats: dict[str, tup
             if gemm.stored
         },
         codes=_codes(source.module, source.ranges),
-        weights=source.index if PACKED in contents else None,
+        weights=source.packed[1] if source.packed and PACKED in contents else None,
         formats=formats,
         versions={"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         files={

@@ -15,7 +15,7 @@ from supernet.subnet import Subnet
 #: layer types of the latency picture, from the bottom of a bar to its top: title, kinds of layer, colour
 LAYER_GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("qkv", ("qkv",), "blue"),
-    ("attention products", ("scores", "mix"), "sky"),
+    ("attention products", ("scores", "mix", "context", "readout"), "sky"),
     ("proj", ("proj",), "green"),
     ("fc1", ("fc1",), "orange"),
     ("fc2", ("fc2",), "vermilion"),

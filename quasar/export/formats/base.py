@@ -45,6 +45,11 @@ class Format(Protocol):
         ...
 
     @property
+    def operators(self) -> tuple[str, ...]:
+        """Operators of blocks that it knows."""
+        ...
+
+    @property
     def checks(self) -> Mapping[str, Begin]:
         """What is to be checked, by the names that are shown."""
         ...

@@ -11,6 +11,7 @@ from quasar.export.checks import Batch, Begin, Subject, Verdict
 from quasar.export.hls_kernel import hls_files
 from quasar.export.hls_run import build_hls
 from quasar.export.source import Source
+from quasar.export.weights_file import PACKED_OPERATORS
 
 HLS_FOLDER = "hls"
 
@@ -23,6 +24,7 @@ class Hls:
     packages: tuple[str, ...] = ()
     extra = ""
     needs = ("packed",)
+    operators = PACKED_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:
@@ -31,9 +33,10 @@ class Hls:
 
     def files(self, source: Source) -> dict[str, bytes]:
         """Sources and tables."""
+        assert source.packed is not None
         files = hls_files(
             source.network,
-            source.index,
+            source.packed[1],
             source.info.accelerator,
             images=source.images,
             part=load_device(source.info.device).part,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hwmodel.integer import Int8Array
 from quasar.export.checks import Batch, Begin, Subject, Tally, Verdict
-from quasar.export.onnx_int import build_integer, watched
+from quasar.export.onnx_int import INTEGER_OPERATORS, build_integer, watched
 from quasar.export.onnx_session import open_session
 from quasar.export.optional import require
 from quasar.export.source import Source
@@ -32,6 +32,7 @@ class Integer:
     packages = ("onnx",)
     extra = "export"
     needs: tuple[str, ...] = ()
+    operators = INTEGER_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:

@@ -9,7 +9,7 @@ from quasar.export.bundle import Bundle
 from quasar.export.checks import Begin, Subject, Verdict
 from quasar.export.manifest import MANIFEST, read_bytes
 from quasar.export.source import Source
-from quasar.export.weights_file import first_difference, unpack_weights
+from quasar.export.weights_file import PACKED_OPERATORS, first_difference, unpack_weights
 from supernet.integer_vit import IntegerViT
 
 PACKED = "weights.bin"
@@ -23,6 +23,7 @@ class Packed:
     packages: tuple[str, ...] = ()
     extra = ""
     needs: tuple[str, ...] = ()
+    operators = PACKED_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:
@@ -31,7 +32,8 @@ class Packed:
 
     def files(self, source: Source) -> dict[str, bytes]:
         """The file."""
-        return {PACKED: source.packed}
+        assert source.packed is not None
+        return {PACKED: source.packed[0]}
 
 
 def packed_network(bundle: Bundle) -> IntegerViT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quasar.export.checks import Accuracy, Begin, Inspection, Subject
-from quasar.export.onnx_qdq import build_qdq, weight_bytes
+from quasar.export.onnx_qdq import ONNX_OPERATORS, build_qdq, weight_bytes
 from quasar.export.onnx_session import open_session
 from quasar.export.optional import require
 from quasar.export.source import Source
@@ -21,6 +21,7 @@ class Qdq:
     packages = ("onnx",)
     extra = "export"
     needs: tuple[str, ...] = ()
+    operators = ONNX_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quasar.export.checks import Accuracy, Begin, Inspection, Subject
+from quasar.export.onnx_qdq import ONNX_OPERATORS
 from quasar.export.optional import require
 from quasar.export.qonnx_model import build_qonnx, run_qonnx
 from quasar.export.source import Source
@@ -21,6 +22,7 @@ class Qonnx:
     packages = ("onnx", "qonnx")
     extra = "qonnx"
     needs: tuple[str, ...] = ()
+    operators = ONNX_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:

@@ -14,6 +14,7 @@ from quasar.export.formats.packed import Packed
 from quasar.export.formats.qdq import Qdq
 from quasar.export.formats.qonnx import Qonnx
 from quasar.export.formats.rtl import Rtl
+from supernet.subnet import Subnet
 
 FORMATS: dict[str, Format] = {form.name: form for form in (Qdq(), Qonnx(), Integer(), Packed(), Hls(), Rtl())}
 
@@ -44,6 +45,14 @@ def choose_formats(names: Sequence[str] | None = None) -> tuple[Format, ...]:
         chosen.add(name)
         waiting += form.needs
     return tuple(form for name, form in FORMATS.items() if name in chosen)
+
+
+def unknown_operator(form: Format, subnet: Subnet) -> str | None:
+    """Why a form cannot hold a subnet, in a sentence; None if it can."""
+    for block in subnet.blocks:
+        if block.operator not in form.operators:
+            return f"not available for the operator '{block.operator}', only for {', '.join(form.operators)}"
+    return None
 
 
 def left_out() -> dict[str, str]:

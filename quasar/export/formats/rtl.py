@@ -22,6 +22,7 @@ from quasar.export.checks import Begin, Subject, Verdict
 from quasar.export.manifest import COST
 from quasar.export.onnx_int import FACTOR_SUFFIX
 from quasar.export.source import TENSORS, Source, array_places
+from quasar.export.weights_file import PACKED_OPERATORS
 
 RTL_FOLDER = "rtl"
 NETWORK = "network.txt"
@@ -39,6 +40,7 @@ class Rtl:
     packages: tuple[str, ...] = ()
     extra = ""
     needs = ("packed",)
+    operators = PACKED_OPERATORS
 
     @property
     def checks(self) -> Mapping[str, Begin]:
@@ -56,7 +58,8 @@ class Rtl:
 
 def network_text(source: Source) -> str:
     """The content of network.txt."""
-    index, subnet, places = source.index, source.network.subnet, array_places(source.vectors)
+    assert source.packed is not None
+    index, subnet, places = source.packed[1], source.network.subnet, array_places(source.vectors)
     lines: dict[str, dict[str, int]] = {
         "engine": _engine(source.info.accelerator),
         "network": {

@@ -4,17 +4,21 @@
 
 constexpr uint32_t NONE = 0xFFFFFFFF;
 
-/// Where the rows of a product come from: weights.bin, the keys of a head, or its values.
+/// Where the rows of a product come from: weights.bin, or a tensor in the results, of which a row of the product is a
+/// token (keys; of a context, a row) or a channel (values).
 enum Operand : uint8_t { STORED, KEYS, VALUES };
 
 struct Gemm {
     Operand operand;
     bool wide;     // outputs of 16 bits, into the wide buffer
     bool by_head;  // outputs of qkv: each head's queries, keys and values begin at a word of their own
+    bool numerators;  // activations are numerators of a softmax, which has given the factors of the tokens, too
+    bool transposed;  // of the tensor at `source`, a token of the product is a channel
     uint16_t tokens, inputs, rows_high, rows_low;
     uint32_t stream, channels, table;  // sections of weights.bin; NONE where there is none
     uint32_t source;                   // activations are first copied from this word of the results, unless NONE
-    uint32_t second;                   // keys or values are copied from this word of the results
+    uint32_t second;                   // the rows are copied from this word of the results,
+    uint16_t second_pitch;             // in which the tensor has so many tokens
     uint32_t target;                   // outputs go behind this word of the results, or of the wide buffer,
     uint16_t first_channel, first_token, pitch;  // from this channel and this token on
     uint16_t mantissa;                 // requantization of scores
@@ -22,7 +26,10 @@ struct Gemm {
 };
 
 struct LayerNorm {
-    uint16_t tokens;
+    uint16_t tokens, width;
+    uint32_t source;      // rows are codes of the results, from this word on, and stay there; NONE: the residual stream
+    uint16_t heads;       // of the results; the next one begins
+    uint32_t head_words;  // so many words further on
     uint32_t parameters;  // section of weights.bin
     uint64_t epsilon;
     uint32_t mean_factor;

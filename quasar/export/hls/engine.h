@@ -71,21 +71,21 @@ inline void load_tile(const Gemm& gemm, const RowTile& tile, int k_tile, const W
         const int groups = tile.high ? GROUPS_HIGH : GROUPS_LOW;
         const int words = (tile.high ? TILE_BYTES_HIGH : TILE_BYTES_LOW) / WORD_BYTES;
         read_words(weights + tile.stream + groups * (GROUP_BYTES / WORD_BYTES) + k_tile * words, words, bytes);
-    } else if (gemm.operand == KEYS) {  // a row is a token, an input a channel of the head
+    } else if (gemm.operand == KEYS) {  // a row is a token, an input a channel
         for (int row = 0; row < ROWS_HIGH; row++) {
 #pragma HLS PIPELINE II = 1
             for (int k = 0; k < ARRAY_INPUTS; k++) {
                 const bool inside = row < tile.rows && first_input + k < gemm.inputs;
-                bytes[k * ROWS_HIGH + row] = inside ? second[k_tile * TOKENS + tile.first + row][k] : 0;
+                bytes[k * ROWS_HIGH + row] = inside ? second[k_tile * gemm.second_pitch + tile.first + row][k] : 0;
             }
         }
-    } else {  // a row is a channel of the head, an input a token
+    } else {  // a row is a channel, an input a token
         for (int k = 0; k < ARRAY_INPUTS; k++) {
 #pragma HLS PIPELINE II = 1
             for (int row = 0; row < ROWS_HIGH; row++) {
                 const bool inside = row < tile.rows && first_input + k < gemm.inputs;
                 const int channel = tile.first + row;
-                const int word = channel / ARRAY_INPUTS * TOKENS + first_input + k;
+                const int word = channel / ARRAY_INPUTS * gemm.second_pitch + first_input + k;
                 bytes[k * ROWS_HIGH + row] = inside ? second[word][channel % ARRAY_INPUTS] : 0;
             }
         }
@@ -94,7 +94,7 @@ inline void load_tile(const Gemm& gemm, const RowTile& tile, int k_tile, const W
 
 /// All tokens of a tile, one in each cycle.
 inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWord* activations,
-                          const uint8_t bytes[TILE_BYTES], Int<32> sums[ROWS_LOW][TOKENS]) {
+                          const uint8_t bytes[TILE_BYTES], Int<32> sums[ROWS_LOW][MOST_TOKENS]) {
 #pragma HLS INLINE off
     Int<27> weights[ARRAY_ROWS][ARRAY_INPUTS];
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 0
@@ -113,7 +113,7 @@ inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWor
             // Behind the last input there is what another tensor left.
             const bool inside = k_tile * ARRAY_INPUTS + k < gemm.inputs;
             const uint8_t byte = inside ? activations[k_tile * gemm.tokens + f][k] : 0;
-            codes[k] = gemm.operand == VALUES ? Int<9>(byte) : Int<9>(int8_t(byte));  // numerators have no sign
+            codes[k] = gemm.numerators ? Int<9>(byte) : Int<9>(int8_t(byte));  // numerators have no sign
         }
         for (int p = 0; p < ARRAY_ROWS; p++) {
 #pragma HLS UNROLL
@@ -129,7 +129,7 @@ inline void multiply_tile(const Gemm& gemm, bool high, int k_tile, const CodeWor
 
 /// The sums of a row tile and the parameters of its rows.
 inline void products(const Gemm& gemm, int index, const Word* weights, const CodeWord* activations,
-                     const CodeWord* second, Parameters& parameters, Int<32> sums[ROWS_LOW][TOKENS]) {
+                     const CodeWord* second, Parameters& parameters, Int<32> sums[ROWS_LOW][MOST_TOKENS]) {
 #pragma HLS INLINE off
     const RowTile tile = row_tile(gemm, index);
     const int k_tiles = ceil_div(gemm.inputs, ARRAY_INPUTS);
@@ -165,7 +165,7 @@ struct Segment {
 };
 
 /// Codes of all sums of a row tile, up to LANES of one token in each cycle.
-inline void drain(const Gemm& gemm, int index, const Parameters& parameters, const Int<32> sums[ROWS_LOW][TOKENS],
+inline void drain(const Gemm& gemm, int index, const Parameters& parameters, const Int<32> sums[ROWS_LOW][MOST_TOKENS],
                   const uint8_t* channels, const uint8_t* table, const TokenFactors& factors, CodeWord* results,
                   WideWord* wide) {
 #pragma HLS INLINE off
@@ -189,7 +189,7 @@ inline void drain(const Gemm& gemm, int index, const Parameters& parameters, con
 #pragma HLS UNROLL
                 if (lane < segment.count) {
                     const int row = segment.row + lane;
-                    const bool of_token = gemm.operand == VALUES;
+                    const bool of_token = gemm.numerators;
                     codes[lane] = requantized(gemm, sums[row][f] + parameters.bias[row],
                                               of_token ? factors.mantissa[f] : parameters.mantissa[row],
                                               of_token ? factors.shift[f] : parameters.shift[row], table);
@@ -215,6 +215,17 @@ inline void copy_words(const CodeWord* from, int words, CodeWord* to) {
     }
 }
 
+/// The channels of a tensor in the results as the tokens of a product.
+inline void copy_transposed(const Gemm& gemm, const CodeWord* results, CodeWord* activations) {
+    for (int f = 0; f < gemm.tokens; f++) {
+        for (int k = 0; k < gemm.inputs; k++) {
+#pragma HLS PIPELINE II = 1
+            activations[k / ARRAY_INPUTS * gemm.tokens + f][k % ARRAY_INPUTS] =
+                results[gemm.source + f / ARRAY_INPUTS * gemm.inputs + k][f % ARRAY_INPUTS];
+        }
+    }
+}
+
 /// One product: activations (tokens, inputs) by rows, into the results or the wide buffer.
 inline void run_gemm(const Gemm& gemm, const Word* weights, CodeWord* activations, CodeWord* second,
                      const TokenFactors& factors, CodeWord* results, WideWord* wide) {
@@ -224,9 +235,11 @@ inline void run_gemm(const Gemm& gemm, const Word* weights, CodeWord* activation
     const int rows = gemm.rows_high + gemm.rows_low;
     if (gemm.channels != NONE) read_words(weights + gemm.channels, ceil_div(2 * rows, WORD_BYTES), channels);
     if (gemm.table != NONE) read_words(weights + gemm.table, 256 / WORD_BYTES, table);
-    if (gemm.source != NONE)
+    if (gemm.source != NONE && gemm.transposed)
+        copy_transposed(gemm, results, activations);
+    else if (gemm.source != NONE)
         copy_words(results + gemm.source, ceil_div(gemm.inputs, ARRAY_INPUTS) * gemm.tokens, activations);
-    if (gemm.operand != STORED) copy_words(results + gemm.second, HEAD_PITCH / ARRAY_INPUTS * TOKENS, second);
+    if (gemm.operand != STORED) copy_words(results + gemm.second, HEAD_PITCH / ARRAY_INPUTS * gemm.second_pitch, second);
 
     const int tiles = ceil_div(gemm.rows_high, ROWS_HIGH) + ceil_div(gemm.rows_low, ROWS_LOW);
     for (int index = 0; index < tiles; index++) {
@@ -235,7 +248,7 @@ inline void run_gemm(const Gemm& gemm, const Word* weights, CodeWord* activation
 #pragma HLS ARRAY_PARTITION variable = parameters.bias complete
 #pragma HLS ARRAY_PARTITION variable = parameters.mantissa complete
 #pragma HLS ARRAY_PARTITION variable = parameters.shift complete
-        Int<32> sums[ROWS_LOW][TOKENS];
+        Int<32> sums[ROWS_LOW][MOST_TOKENS];
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
         products(gemm, index, weights, activations, second, parameters, sums);
         drain(gemm, index, parameters, sums, channels, table, factors, results, wide);

@@ -63,7 +63,7 @@ extern "C" void quasar_vit(const Word* weights, const int8_t* images, int16_t* l
         for (const Step& step : STEPS) {
             switch (step.unit) {
                 case GEMM: run_gemm(GEMMS[step.index], weights, activations, second, factors, results, wide); break;
-                case LAYERNORM: run_layernorm(LAYERNORMS[step.index], weights, stream, activations); break;
+                case LAYERNORM: run_layernorm(LAYERNORMS[step.index], weights, stream, activations, results); break;
                 case SOFTMAX: run_softmax(SOFTMAXES[step.index], weights, results, activations, factors); break;
                 case RESIDUAL: run_residual(wide, stream); break;
             }

@@ -31,15 +31,31 @@ inline Int<27> integer_root(Int<53> value) {
 }
 
 struct NormParameters {
-    Int<16> gain[whole(WIDTH, VECTOR_LANES)];
-    Int<32> bias[whole(WIDTH, VECTOR_LANES)];
+    Int<16> gain[whole(MOST_WIDTH, VECTOR_LANES)];
+    Int<32> bias[whole(MOST_WIDTH, VECTOR_LANES)];
 };
 
-/// Rows of the residual stream as codes of 8 bits, into the activations.
-inline void run_layernorm(const LayerNorm& norm, const Word* weights, const WideWord* stream, CodeWord* activations) {
+/// An element of a row: of the residual stream, or with a code of the results in its upper byte.
+inline Int<32> element(const LayerNorm& norm, const WideWord* stream, const CodeWord* results, int head, int f, int c) {
+#pragma HLS INLINE
+    const int word = c / ARRAY_INPUTS * TOKENS + f;
+    if (norm.source == NONE) return stream[word][c % ARRAY_INPUTS];
+    return int8_t(results[norm.source + head * norm.head_words + word][c % ARRAY_INPUTS]) * 256;
+}
+
+/// Where the code of an element goes.
+inline uint8_t& normalised(const LayerNorm& norm, CodeWord* activations, CodeWord* results, int head, int f, int c) {
+#pragma HLS INLINE
+    if (norm.source == NONE) return activations[c / ARRAY_INPUTS * norm.tokens + f][c % ARRAY_INPUTS];
+    return results[norm.source + head * norm.head_words + c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS];
+}
+
+/// Rows as codes of 8 bits: of the residual stream into the activations, or those of all heads where they are.
+inline void run_layernorm(const LayerNorm& norm, const Word* weights, const WideWord* stream, CodeWord* activations,
+                          CodeWord* results) {
 #pragma HLS INLINE off
     NormParameters parameters;
-    for (int group = 0; group < ceil_div(WIDTH, VECTOR_LANES); group++) {
+    for (int group = 0; group < ceil_div(norm.width, VECTOR_LANES); group++) {
         uint8_t bytes[NORM_GROUP_BYTES];
         const int words = NORM_GROUP_BYTES / WORD_BYTES;
         read_words(weights + norm.parameters + group * words, words, bytes);
@@ -49,40 +65,43 @@ inline void run_layernorm(const LayerNorm& norm, const Word* weights, const Wide
             parameters.bias[group * VECTOR_LANES + lane] = int32_t(little32(bytes + 6 * lane + 2));
         }
     }
-    Int<64> total[TOKENS], squares[TOKENS], mean[TOKENS], inverse[TOKENS];
-    int shift[TOKENS];
-    for (int f = 0; f < norm.tokens; f++) {
-        total[f] = squares[f] = 0;
-        for (int c = 0; c < WIDTH; c++) {
+    for (int head = 0; head < norm.heads; head++) {
+        Int<64> total[TOKENS], squares[TOKENS], mean[TOKENS], inverse[TOKENS];
+        int shift[TOKENS];
+        for (int f = 0; f < norm.tokens; f++) {
+            total[f] = squares[f] = 0;
+            for (int c = 0; c < norm.width; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
-            const Int<32> x = stream[c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS];
-            total[f] += x;
-            squares[f] += x * x;
+                const Int<32> x = element(norm, stream, results, head, f, c);
+                total[f] += x;
+                squares[f] += x * x;
+            }
         }
-    }
-    for (int f = 0; f < norm.tokens; f++) {
+        for (int f = 0; f < norm.tokens; f++) {
 #pragma HLS PIPELINE
-        const Int<64> root = integer_root(WIDTH * squares[f] - total[f] * total[f] + Int<64>(norm.epsilon));
-        const int z = leading_zeros(root, ROOT_BITS), zn = leading_zeros(WIDTH, WIDTH_BITS);
-        mean[f] = rounding_shift(total[f] * norm.mean_factor, norm.mean_shift);
-        inverse[f] = (Int<64>(WIDTH) << (zn + 31)) / (root << z);
-        shift[f] = 27 + zn - z;
-    }
-    for (int f = 0; f < norm.tokens; f++) {
-        for (int c = 0; c < WIDTH; c++) {
+            const Int<64> spread = norm.width * squares[f] - total[f] * total[f];
+            const Int<64> root = integer_root(spread + Int<64>(norm.epsilon));
+            const int z = leading_zeros(root, ROOT_BITS), zn = leading_zeros(norm.width, WIDTH_BITS);
+            mean[f] = rounding_shift(total[f] * norm.mean_factor, norm.mean_shift);
+            inverse[f] = (Int<64>(norm.width) << (zn + 31)) / (root << z);
+            shift[f] = 27 + zn - z;
+        }
+        for (int f = 0; f < norm.tokens; f++) {
+            for (int c = 0; c < norm.width; c++) {
 #pragma HLS PIPELINE
 #pragma HLS UNROLL factor = VECTOR_LANES
-            const Int<64> x = stream[c / ARRAY_INPUTS * TOKENS + f][c % ARRAY_INPUTS];
-            const Int<64> centred = x * (1 << MEAN_FRACTION_BITS) - mean[f];
-            const Int<64> zeta = clipped(rounding_shift(centred * inverse[f], shift[f]), -131072, 131071);
-            const Int<64> scaled = rounding_shift(zeta * parameters.gain[c] + parameters.bias[c], norm.out_shift);
-            activations[c / ARRAY_INPUTS * norm.tokens + f][c % ARRAY_INPUTS] = uint8_t(clipped(scaled, -127, 127));
+                const Int<64> x = element(norm, stream, results, head, f, c);
+                const Int<64> centred = x * (1 << MEAN_FRACTION_BITS) - mean[f];
+                const Int<64> zeta = clipped(rounding_shift(centred * inverse[f], shift[f]), -131072, 131071);
+                const Int<64> scaled = rounding_shift(zeta * parameters.gain[c] + parameters.bias[c], norm.out_shift);
+                normalised(norm, activations, results, head, f, c) = uint8_t(clipped(scaled, -127, 127));
+            }
         }
     }
 #ifndef __SYNTHESIS__
-    trace("int8", norm.tokens, WIDTH, [&](int f, int c) {
-        return int(int8_t(activations[c / ARRAY_INPUTS * norm.tokens + f][c % ARRAY_INPUTS]));
+    trace("int8", norm.heads * norm.tokens, norm.width, [&](int row, int c) {
+        return int(int8_t(normalised(norm, activations, results, row / norm.tokens, row % norm.tokens, c)));
     });
 #endif
 }
