@@ -14,6 +14,7 @@ from quasar.command import Debug, Json, command
 
 if TYPE_CHECKING:
     from supernet.prune import Measure
+    from supernet.stores import Precision
 
 
 @command
@@ -37,6 +38,9 @@ def resilience(
         str | None,
         typer.Option(help="How heads and units are ranked: fisher (of runs) or norm.", show_default=False),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of products: float32, int8 (sums are exact; where a CPU can), or auto, the fastest.")
+    ] = "auto",
     until: Annotated[float, typer.Option(help="Share of the latency at which a sequence ends.")] = 0.5,
     points: Annotated[int, typer.Option(min=1, help="Accuracies to measure on each sequence.")] = 10,
     paths: Annotated[int, typer.Option(min=0, help="Subnets of the supernet to put beside them.")] = 12,
@@ -53,7 +57,15 @@ def resilience(
 
     Writes resilience.json and resilience.png: accuracy against latency and energy, beside subnets of the supernet.
     """
-    _check(split=split, importance=importance, until=until, drop=drop, resume=resume, overwrite=overwrite)
+    _check(
+        split=split,
+        importance=importance,
+        precision=precision,
+        until=until,
+        drop=drop,
+        resume=resume,
+        overwrite=overwrite,
+    )
     from quasar.resilience.study import check_kinds
 
     chosen = check_kinds(kinds)
@@ -73,6 +85,7 @@ def resilience(
         images=images,
         choose_images=choose_images,
         importance=cast("Measure | None", importance),
+        precision=None if precision == "auto" else cast("Precision", precision),
         paths=paths,
     )
     study = open_study(network, settings, folder=folder)
@@ -86,11 +99,15 @@ def resilience(
     return document | {"picture": str(picture)}
 
 
-def _check(*, split: str, importance: str | None, until: float, drop: float, resume: bool, overwrite: bool) -> None:
+def _check(
+    *, split: str, importance: str | None, precision: str, until: float, drop: float, resume: bool, overwrite: bool
+) -> None:
     if split not in ("val", "test"):
         raise UsageError(f"--split must be val or test, not '{split}'")
     if importance not in (None, "fisher", "norm"):
         raise UsageError(f"--importance must be fisher or norm, not '{importance}'")
+    if precision not in ("auto", "float32", "int8"):
+        raise UsageError(f"--precision must be auto, float32 or int8, not '{precision}'")
     if not 0 < until < 1:
         raise UsageError(f"--until must lie between 0 and 1, not be {until}")
     if not 0 <= drop <= 100:

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from hwmodel.cost import CostEstimate, CostModel
 from quasar.resilience.journal import Journal
-from supernet import functional
 from supernet.data.splits import Split
 from supernet.evaluate import outputs
+from supernet.extracted import ExtractedNetwork
 from supernet.lowering import lower
 from supernet.prune import BlockImportance, Version, prune, pruned_subnet, whole
 from supernet.standalone import SubnetViT
+from supernet.stores import Precision
 from supernet.subnet import Subnet, hidden_units
 
 #: values in the largest activation of a batch, so that a CPU finds them in its cache again
@@ -74,6 +75,7 @@ class Measurer:
         model: gives the costs.
         choice: normalised training images (B, C, H, W), all together.
         split: validation images; the first `images` of them count.
+        precision: of products, see `supernet.stores`.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Measurer:
         choice: Tensor,
         split: Split,
         images: int,
+        precision: Precision,
         journal: Journal,
     ) -> None:
         self.importance = importance
@@ -93,6 +96,7 @@ class Measurer:
         self.model = model
         self._module, self._low = module, low
         self._split, self._images = split, images
+        self._precision = precision
         self._journal = journal
         self._pieces = torch.split(choice, batch_size(module.subnet))
         self._logits: list[Tensor] = []  # of the whole network
@@ -125,17 +129,18 @@ class Measurer:
     def _divergence(self, version: Version) -> float:
         if not self._logits:
             self.follow(self.base)
-            self._logits = [self._head(streams[-1]) for streams in self._streams]
-        module = prune(self._module, self._low, version, self.importance)
+            head = ExtractedNetwork(self._module, precision=self._precision).head
+            self._logits = [head(streams[-1]) for streams in self._streams]
+        network = self._network(version)
         shared = 0
         while shared < min(len(version), len(self._path)) and version[shared] == self._path[shared]:
             shared += 1
         total, images = 0.0, 0
         for streams, logits in zip(self._streams, self._logits, strict=True):
             x_BTD = streams[shared]
-            for block in module.blocks[shared:]:
-                x_BTD = block(x_BTD, None)
-            ours = self._head(x_BTD).log_softmax(dim=1)
+            for block in network.blocks[shared:]:
+                x_BTD = block(x_BTD)
+            ours = network.head(x_BTD).log_softmax(dim=1)
             total += float(F.kl_div(ours, logits.log_softmax(dim=1), log_target=True, reduction="sum"))
             images += len(logits)
         return total / images
@@ -143,30 +148,17 @@ class Measurer:
     @torch.inference_mode()
     def follow(self, version: Version) -> None:
         """Keeps what each block of a version reads: others that begin alike are measured in less time."""
-        module = prune(self._module, self._low, version, self.importance)
+        network = self._network(version)
         self._path, self._streams = version, []
         for piece in self._pieces:
-            streams = [self._stem(piece)]
-            for block in module.blocks:
-                streams.append(block(streams[-1], None))
+            streams = [network.stem(piece)]
+            for block in network.blocks:
+                streams.append(block(streams[-1]))
             self._streams.append(streams)
 
-    def _stem(self, x_BCHW: Tensor) -> Tensor:
-        """What the first block reads, (B, T, D)."""
-        module, subnet = self._module, self.subnet
-        pixels = functional.resize_images(x_BCHW, subnet.image_size)
-        return functional.embed_patches(
-            module.sites.quantizer(None)("image", pixels),
-            module.patch_embed.active(),
-            module.cls_token,
-            module.position,
-            patch_size=subnet.patch_size,
-        )
-
-    def _head(self, x_BTD: Tensor) -> Tensor:
-        """Logits (B, num_classes) of what the last block gives."""
-        module = self._module
-        return module.head.active()(module.sites.quantizer(None)("norm", module.norm.active()(x_BTD[:, 0])))
+    def _network(self, version: Version) -> ExtractedNetwork:
+        module = prune(self._module, self._low, version, self.importance)
+        return ExtractedNetwork(module, precision=self._precision)
 
     def accuracy(self, version: Version) -> Accuracy:
         """Which of the validation images a version gets right."""
@@ -183,8 +175,9 @@ class Measurer:
         if known is None:
             module = build()
             device = module.cls_token.device
+            network = ExtractedNetwork(module, precision=self._precision)
             batches = outputs(
-                module, self._split, batch_size=batch_size(module.subnet), device=device, limit=self._images
+                network, self._split, batch_size=batch_size(module.subnet), device=device, limit=self._images
             )
             right = torch.cat([logits.argmax(dim=1) == y_B for logits, y_B in batches]).cpu().numpy()
             known = {"images": len(right), "right": np.packbits(right).tobytes().hex()}

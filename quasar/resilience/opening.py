@@ -26,6 +26,7 @@ from quasar.resilience.measure import Measurer
 from quasar.run_folder import RunFolder
 from quasar.run_subnets import known_names, named_subnet
 from quasar.targets import build_cost_model
+from search.config import HardwareConfig, Limits
 from supernet.data.splits import Split, open_test, open_train
 from supernet.fisher import fisher_scores
 from supernet.prune import (
@@ -38,6 +39,7 @@ from supernet.prune import (
     requantized,
 )
 from supernet.standalone import SubnetViT, extract
+from supernet.stores import Precision, fastest_precision
 from supernet.subnet import Subnet
 from supernet.vit import SupernetViT
 
@@ -55,6 +57,7 @@ class Settings:
     images: int
     choose_images: int
     importance: Measure | None
+    precision: Precision | None
     paths: int
 
 
@@ -106,7 +109,7 @@ def _of_run(run: RunFolder, settings: Settings, *, folder: Path) -> Study:
         images = pipeline.open_test_split(config)
     module = extract(supernet, subnet)
     choice = _choice(train_split, settings.choose_images, device=module.cls_token.device)
-    facts = _facts(settings, subnet, weights=checkpoint.digest, split=images, importance="fisher")
+    facts = _facts(settings, module, weights=checkpoint.digest, split=images, importance="fisher")
     paths, paths_are = _paths(run, config, settings.paths)
     journal = Journal(folder / JOURNAL, facts)
     measurer = Measurer(
@@ -117,6 +120,7 @@ def _of_run(run: RunFolder, settings: Settings, *, folder: Path) -> Study:
         choice=choice,
         split=images,
         images=settings.images,
+        precision=facts["precision"],
         journal=journal,
     )
     return Study(
@@ -147,7 +151,7 @@ def _of_bundle(path: Path, settings: Settings, *, folder: Path) -> Study:
     module = bundle.module()
     choice = _choice(train_split, settings.choose_images, device=module.cls_token.device)
     weights = bundle.manifest.checkpoint_digest
-    facts = _facts(settings, bundle.config.subnet, weights=weights, split=images, importance="norm")
+    facts = _facts(settings, module, weights=weights, split=images, importance="norm")
     model = _model_of_bundle(path, settings.device)
     journal = Journal(folder / JOURNAL, facts)
     measurer = Measurer(
@@ -158,6 +162,7 @@ def _of_bundle(path: Path, settings: Settings, *, folder: Path) -> Study:
         choice=choice,
         split=images,
         images=settings.images,
+        precision=facts["precision"],
         journal=journal,
     )
     return Study(
@@ -169,16 +174,20 @@ def _of_bundle(path: Path, settings: Settings, *, folder: Path) -> Study:
     )
 
 
-def _facts(settings: Settings, subnet: Subnet, *, weights: str, split: Split, importance: Measure) -> dict[str, Any]:
-    """What measurements depend on, whatever the device."""
+def _facts(settings: Settings, module: SubnetViT, *, weights: str, split: Split, importance: Measure) -> dict[str, Any]:
+    """What measurements depend on, whatever the device; raises `UsageError` for a precision that this one lacks."""
+    fastest = fastest_precision(module.cls_token.device)
+    if settings.precision == "int8" and fastest != "int8":
+        raise UsageError("--precision int8: this CPU or GPU has no fast and exact products of int8; give float32")
     return {
-        "digest": subnet.digest,
+        "digest": module.subnet.digest,
         "weights": weights,
         "split": settings.split,
         "split_digest": split.digest[:16],
         "images": min(settings.images, len(split)),
         "choose_images": settings.choose_images,
         "importance": settings.importance or importance,
+        "precision": settings.precision or fastest,
     }
 
 
@@ -220,11 +229,14 @@ def _noted(batch: Tensor, number: int, count: int, progress: Any) -> Tensor:
 
 
 def _model_of_run(config: RunConfig, device: str | None) -> CostModel:
-    """The cost model of the run's device or another; on a board one accelerator for all versions, as a bitstream is."""
-    hardware = replace(config.hardware, accelerator="fixed")
-    if device is not None and device != hardware.device:
-        hardware = replace(hardware, device=device)
-    return build_cost_model(replace(config, hardware=hardware))
+    """The cost model of the run's device, or of another one without the limits and choices that are for the former.
+
+    On a board all versions share an accelerator, as a bitstream is not changed from image to image.
+    """
+    if device is not None and device != config.hardware.device:
+        search = replace(config.search, limits=Limits())
+        config = replace(config, hardware=HardwareConfig(device=device), search=search)
+    return build_cost_model(replace(config, hardware=replace(config.hardware, accelerator="fixed")))
 
 
 def _model_of_bundle(path: Path, device: str | None) -> CostModel:
