@@ -30,7 +30,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """All that a study has found, see `quasar.scaling.results`."""
+    """All that a study has found, see `quasar.scaling.results`.
+
+    `left_out` says what has no shape at a budget, and why.
+    """
 
     study: Study
     candidates: Candidates
@@ -40,6 +43,7 @@ class Outcome:
     family: VitFamily
     compound: Strategy
     rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
 
 
 def mean_and_error(evaluations: Iterable[Evaluation]) -> tuple[float, float]:

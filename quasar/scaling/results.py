@@ -59,6 +59,7 @@ def to_document(outcome: Outcome) -> dict[str, Any]:
         "strategy": {**outcome.strategy.to_dict(), "base": outcome.family.base.to_dict()},
         "compound": {**outcome.compound.to_dict(), "base": plan.baseline.to_dict()},
         "comparison": [_row(row) for row in outcome.rows],
+        "left_out": list(outcome.left_out),
         "config": study.to_dict(),
     }
 

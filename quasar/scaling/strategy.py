@@ -117,11 +117,6 @@ class Strategy:
         Raises:
             InfeasibleError: the law does not grow, or none of its shapes near the budget fits the device.
         """
-        growth = self.exponents.depth + 2 * self.exponents.width + 2 * self.exponents.resolution
-        if growth <= 0:
-            raise InfeasibleError(
-                f"the strategy's exponents make networks cheaper as the budget grows: {self.exponents}"
-            )
         middle = math.log(budget / self.cost)
         shapes: list[S] = []
         for t in np.linspace(middle + math.log(_REACH), middle - math.log(_REACH), _STEPS).tolist():
@@ -135,6 +130,8 @@ class Strategy:
                 known[index] = cost_of(family.lower(shapes[index]))
             return known[index]
 
+        if math.inf > cost(0) >= cost(len(shapes) - 1):
+            raise InfeasibleError(f"the strategy makes networks no costlier as the budget grows: {self.exponents}")
         # Costs grow along the law but for rounding: the nearest is among the neighbours of where they pass the budget.
         place = bisect.bisect_left(range(len(shapes)), budget, key=cost)
         near = [index for index in range(max(0, place - 4), min(len(shapes), place + 4)) if cost(index) < math.inf]

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from hwmodel.cost import CostModel
+from hwmodel.errors import InfeasibleError
 from quasar.config import PLACE_KEYS
 from quasar.pipeline import check_names, load_supernet, open_splits, open_test_split, set_up_torch, train_stage
 from quasar.progress import stage
 from quasar.run_folder import RunFolder
-from quasar.scaling.candidates import COSTS, Candidates, device_models, find_candidates
+from quasar.scaling.candidates import COSTS, Candidates, cost_text, device_models, find_candidates
 from quasar.scaling.families import Multipliers, VitFamily
 from quasar.scaling.folder import open_folder
 from quasar.scaling.outcome import Outcome, Row, mean_and_error
@@ -32,7 +33,6 @@ from quasar.scaling.shapes import DIMENSIONS, VitShape
 from quasar.scaling.strategy import (
     Exponents,
     Measured,
-    Placed,
     Strategy,
     cost_function,
     exponents_of,
@@ -194,13 +194,14 @@ def _outcome(
     by_hand = Strategy(unit=plan.unit, exponents=Exponents.of_compound(plan.compound), cost=1.0)
     by_hand = by_hand.moved(unscaled, cost_of)
     compared: list[tuple[str, float | None, VitShape]] = [("baseline", None, plan.baseline)]
-    for budget, chosen, budget_measured in zip(plan.budgets, candidates.chosen, measured, strict=True):
-        best = VitShape.of_row(candidates.shapes[chosen[budget_measured.best(1)[0]]])
-        placed: list[tuple[str, Placed[VitShape]]] = [
-            ("strategy", strategy.at(budget.cost, family, cost_of)),
-            ("compound", by_hand.at(budget.cost, unscaled, cost_of)),
-        ]
-        compared += [("best", budget.cost, best), *((what, budget.cost, place.shape) for what, place in placed)]
+    left_out = []
+    for budget, chosen, of_budget in zip(plan.budgets, candidates.chosen, measured, strict=True):
+        compared.append(("best", budget.cost, VitShape.of_row(candidates.shapes[chosen[of_budget.best(1)[0]]])))
+        for what, grows, of_family in (("strategy", strategy, family), ("compound", by_hand, unscaled)):
+            try:
+                compared.append((what, budget.cost, grows.at(budget.cost, of_family, cost_of).shape))
+            except InfeasibleError as error:  # no reason to lose the trainings of the candidates
+                left_out.append(f"{what} at {cost_text(budget.cost, plan.unit)}: {error}")
     return Outcome(
         study=study,
         candidates=candidates,
@@ -210,6 +211,7 @@ def _outcome(
         family=family,
         compound=by_hand,
         rows=_confirmed(trainer, compared, models),
+        left_out=tuple(left_out),
     )
 
 

@@ -50,7 +50,7 @@ def print_scale(document: Mapping[str, Any]) -> None:
             _STATUS[found["status"]],
         )
     console.print(table)
-    for line in findings(document):
+    for line in [*findings(document), *(f"left out: {reason}" for reason in document["left_out"])]:
         console.print(line, highlight=False, soft_wrap=True)
     print(f"written: {document['folder']}/scale.json, candidates.csv, scale.png")
     twice = 2 * document["budgets"][-1]["cost"]
@@ -69,8 +69,10 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     rows = {(row["what"], row["budget"]): row for row in document["comparison"]}
     baseline, lines = rows["baseline", None], []
     for budget in document["budgets"]:
-        ours = rows["strategy", budget["cost"]]
-        for title, other in (("compound scaling", rows["compound", budget["cost"]]), ("the baseline", baseline)):
+        ours, by_hand = (rows.get((what, budget["cost"])) for what in ("strategy", "compound"))
+        for title, other in (("compound scaling", by_hand), ("the baseline", baseline)):
+            if ours is None or other is None:
+                continue
             gain = 100 * (ours["test_accuracy"] - other["test_accuracy"])
             error = 100 * (ours["test_error"] ** 2 + other["test_error"] ** 2) ** 0.5
             verdict = "" if abs(gain) > 2 * error else ", within two standard errors"

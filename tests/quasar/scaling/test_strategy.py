@@ -126,9 +126,16 @@ def test_the_shape_at_a_budget_costs_about_that(exponents, factor):
 
 
 def test_a_strategy_that_shrinks_or_does_not_fit_is_refused():
-    shrinking = Strategy(unit="macs", exponents=Exponents(depth=-1.0, width=0.1, resolution=0.1), cost=1e6)
-    with pytest.raises(InfeasibleError, match="cheaper as the budget grows"):
+    shrinking = Strategy(unit="macs", exponents=Exponents(depth=-1.0, width=0.0, resolution=0.0), cost=1e6)
+    with pytest.raises(InfeasibleError, match="no costlier as the budget grows"):
         shrinking.at(1e7, VIT, MACS)
+    # deeper and narrower: costlier all the same on a device that only counts blocks
+
+    def cost(workload):
+        return float(sum(gemm.kind == "fc1" for gemm in workload.gemms))
+
+    narrower = Strategy(unit="latency_ms", exponents=Exponents(depth=1.0, width=-0.8, resolution=0.0), cost=4.0)
+    assert narrower.at(8.0, VIT, cost).shape.depth == 8
     growing = Strategy(unit="macs", exponents=Exponents(depth=0.3, width=0.2, resolution=0.1), cost=1e6)
     with pytest.raises(InfeasibleError, match="fits the device"):
         growing.at(1e7, VIT, lambda workload: math.inf)
