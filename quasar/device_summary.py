@@ -61,7 +61,7 @@ def print_transfer(document: Mapping[str, Any]) -> None:
     unit = "points" if of_accuracy else "per cent"
     for title, key, scale, form in (
         ("Kendall's tau of latencies", "kendall", 1.0, "{:.2f}"),
-        (f"{what} lost, {unit}: chosen for the device of the row, run on that of the column", "lost", 100.0, "{:.1f}"),
+        (f"{what} lost, {unit}", "lost", 100.0, "{:.1f}"),
         ("slower than necessary, per cent", "slower", 100.0, "{:.0f}"),
     ):
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -72,9 +72,9 @@ def print_transfer(document: Mapping[str, Any]) -> None:
             table.add_row(device, *("–" if value is None else form.format(scale * value) for value in row))
         console.print(table)
     basis = "their accuracies as the run's searches measured them" if of_accuracy else "bit operations, no accuracy"
-    console.print(
-        f"ranks of {document['subnets']:,} random subnets; choices among {document['scored']:,}, by {basis}; means "
-        f"over the positions {', '.join(f'{position:g}' for position in document['positions'])}",
-        highlight=False,
+    print("what is lost, and in what time: chosen for the device of the row, run on that of the column")
+    print(
+        f"ranks of {document['subnets']:,} random subnets; choices among {document['scored']:,}, by {basis}; "
+        f"means over {len(document['positions'])} positions"
     )
     print(f"picture: {document['picture']}")

@@ -86,7 +86,8 @@ def transfer(
         pool = np.unique(space.sample(rng, max(subnets, _POOL)), axis=0)
         scored = Candidates(pool, bit_operations(space, pool).astype(np.float64), "bit_operations")
     kept, scored_ms = _on_all(space, models, scored.genotypes)
-    price = borrowed(scored_ms, scored.score[kept])
+    limits_ms = np.quantile(latency_ms, POSITIONS, axis=1)
+    price = borrowed(scored_ms, scored.score[kept], limits_ms)
     lost = price.lost / price.best if scored.kind == "bit_operations" else price.lost
     document: dict[str, Any] = {
         "source": str(path),

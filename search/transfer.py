@@ -4,7 +4,7 @@ For N candidates with latencies on D devices, and a score for each of them:
 
     ranks        Kendall's tau-b and Spearman's rho of the latencies on two devices
     strategy     of device A at the position p: the best score among the candidates that are, on A, no slower than the
-                 p-quantile of all of them
+                 p-quantile of random subnets there; of none, the fastest candidate
     lost         the strategy of A takes t on B; the best score among the candidates that take at most t on B, less that
                  of A's choice. Not negative, and 0 for A = B
     slower       how much longer than t_min the choice takes on B, as a share of t_min: the time of the fastest
@@ -21,8 +21,8 @@ than their size does (White et al., "A Deeper Look at Zero-Cost Proxies", 2022);
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,8 @@ from search.algorithm import FloatArray
 from search.parts import SpaceParts
 from supernet.space import Genotypes, SearchSpace
 
-#: positions between the fastest and the slowest candidate at which a strategy is asked for
-POSITIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+#: positions between the fastest and the slowest random subnet at which a strategy is asked for
+POSITIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,32 +69,31 @@ def rank_correlation(latency_ms: FloatArray) -> RankCorrelation:
     return RankCorrelation(kendall=kendall, spearman=spearman)
 
 
-def borrowed(latency_ms: FloatArray, score: FloatArray, positions: Sequence[float] = POSITIONS) -> Borrowed:
+def borrowed(latency_ms: FloatArray, score: FloatArray, limits_ms: FloatArray) -> Borrowed:
     """What strategies cost on other devices; see the module's docstring.
 
     Args:
         latency_ms: of N candidates on D devices, (D, N).
         score: of the candidates, (N,); higher is better. Of equals the fastest on its own device is chosen.
-        positions: in (0, 1].
+        limits_ms: the latencies at P positions on each device, (P, D).
     """
     devices = len(latency_ms)
-    lost, best, slower = np.zeros((3, len(positions), devices, devices))
-    for p, position in enumerate(positions):
-        for a in range(devices):
-            limit_ms = np.quantile(latency_ms[a], position, method="higher")
-            choice = _best(latency_ms[a], score, limit_ms)
-            for b in range(devices):
-                taken_ms = latency_ms[b, choice]
-                best[p, a, b] = score[_best(latency_ms[b], score, taken_ms)]
-                lost[p, a, b] = best[p, a, b] - score[choice]
-                slower[p, a, b] = taken_ms / latency_ms[b, score >= score[choice]].min() - 1
+    lost, best, slower = np.zeros((3, len(limits_ms), devices, devices))
+    by_time = np.argsort(latency_ms, axis=1, kind="stable")
+    sorted_ms = np.take_along_axis(latency_ms, by_time, axis=1)
+    within = np.maximum.accumulate(score[by_time], axis=1)  # (D, N): the best score of so many of the fastest
+    by_score = np.argsort(-score, kind="stable")
+    at_least = np.minimum.accumulate(latency_ms[:, by_score], axis=1)  # (D, N): the least time of so many of the best
+    for p, a in product(range(len(limits_ms)), range(devices)):
+        count = int(np.searchsorted(sorted_ms[a], max(limits_ms[p, a], sorted_ms[a, 0]), side="right"))
+        choice = by_time[a, score[by_time[a, :count]].argmax()]
+        as_good = int(np.count_nonzero(score >= score[choice]))
+        for b in range(devices):
+            taken_ms = latency_ms[b, choice]
+            best[p, a, b] = within[b, np.searchsorted(sorted_ms[b], taken_ms, side="right") - 1]
+            lost[p, a, b] = best[p, a, b] - score[choice]
+            slower[p, a, b] = taken_ms / at_least[b, as_good - 1] - 1
     return Borrowed(lost=lost, best=best, slower=slower)
-
-
-def _best(latency_ms: FloatArray, score: FloatArray, limit_ms: float) -> int:
-    """The candidate with the highest score within the limit, of equals the fastest one."""
-    within = np.flatnonzero(latency_ms <= limit_ms)
-    return int(within[np.lexsort((latency_ms[within], -score[within]))[0]])
 
 
 def bit_operations(space: SearchSpace, genotypes: Genotypes) -> NDArray[np.int64]:

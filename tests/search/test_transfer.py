@@ -21,8 +21,8 @@ def test_ranks_of_opposite_devices():
 
 def test_what_borrowed_strategies_cost():
     latency_ms = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])
-    found = borrowed(latency_ms, np.array([0.1, 0.2, 0.3, 0.4]), positions=[0.5, 1.0])
-    # Half-way the first device takes 0.3 in 3 ms, which the second runs in 2: there 0.4 takes 1.
+    found = borrowed(latency_ms, np.array([0.1, 0.2, 0.3, 0.4]), np.array([[3.0, 3], [4, 4]]))
+    # Within 3 ms the first device takes 0.3 in 3 ms, which the second runs in 2: there 0.4 takes 1.
     # The second device takes 0.4, its fastest and best, and nothing on the first one is better than its slowest.
     assert found.lost[0] == pytest.approx(np.array([[0, 0.1], [0, 0]]))
     assert found.best[0] == pytest.approx(np.array([[0.3, 0.4], [0.4, 0.4]]))
@@ -31,17 +31,17 @@ def test_what_borrowed_strategies_cost():
 
 
 def test_of_equal_scores_the_fastest_is_chosen():
-    found = borrowed(np.array([[3.0, 1, 2], [1, 2, 3]]), np.array([0.5, 0.5, 0.5]), positions=[1.0])
+    found = borrowed(np.array([[3.0, 1, 2], [1, 2, 3]]), np.array([0.5, 0.5, 0.5]), np.array([[3.0, 3]]))
     assert found.slower[0] == pytest.approx(np.array([[0, 1], [2, 0]]))
 
 
 @given(
     arrays(np.float64, (3, 7), elements=st.floats(0.1, 9)),
     arrays(np.float64, 7, elements=st.floats(0, 1)),
-    st.floats(0.01, 1),
+    st.floats(0.01, 9),  # below the fastest candidate, too
 )
-def test_nothing_is_lost_at_home_and_nothing_gained_abroad(latency_ms, score, position):
-    found = borrowed(latency_ms, score, positions=[position])
+def test_nothing_is_lost_at_home_and_nothing_gained_abroad(latency_ms, score, limit_ms):
+    found = borrowed(latency_ms, score, np.full((1, 3), limit_ms))
     assert (found.lost >= 0).all()
     assert (found.slower >= 0).all()
     for matrix in (found.lost[0], found.slower[0]):
