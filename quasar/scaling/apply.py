@@ -25,9 +25,13 @@ from supernet.validation import validate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What is read from `scale.json`: the strategy with the family that it was found for, and its configuration."""
+    """What is read from `scale.json`: the strategy with the family that it was found for, and its configuration.
+
+    `compound` is compound scaling by hand, from the baseline.
+    """
 
     strategy: Strategy
+    compound: Strategy
     family: VitFamily
     config: RunConfig
 
@@ -48,14 +52,18 @@ def load_strategy(path: Path) -> Found:
         raise DamagedInputError(f"{file}: cannot be read as the result of a study ({error})") from None
     try:
         config = {key: value for key, value in document["config"].items() if key != "scale"}
-        strategy = {key: value for key, value in document["strategy"].items() if key != "base"}
-        base = document["strategy"]["base"]
-    except (KeyError, TypeError, AttributeError) as error:
+        laws = {name: dict(document[name]) for name in ("strategy", "compound")}
+        bases = {name: law.pop("base") for name, law in laws.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedInputError(f"{file}: is not the result of a study (no {error})") from None
     settings = validate(RunConfig, config, source=str(file), error=DamagedInputError)
-    shape = validate(VitShape, base, source=f"{file}: strategy.base", error=DamagedInputError)
+    shape = validate(VitShape, bases["strategy"], source=f"{file}: strategy.base", error=DamagedInputError)
+    strategy, compound = (
+        validate(Strategy, law, source=f"{file}: {name}", error=DamagedInputError) for name, law in laws.items()
+    )
     return Found(
-        strategy=validate(Strategy, strategy, source=f"{file}: strategy", error=DamagedInputError),
+        strategy=strategy,
+        compound=compound,
         family=VitFamily(base=shape, space=settings.space),
         config=settings,
     )

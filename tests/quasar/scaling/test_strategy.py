@@ -111,9 +111,9 @@ def test_a_strategy_by_hand():
     assert wider.at(4 * wider.cost, VIT, MACS).shape.embed_dim in (224, 256)  # attention grows by less than the square
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    exponents=st.tuples(*[st.floats(0.0, 0.6)] * 3).filter(lambda e: 0.5 < e[0] + 2 * e[1] + 2 * e[2] < 2),
+    exponents=st.tuples(*[st.floats(0.0, 0.6)] * 3).filter(lambda e: 0.8 < e[0] + 2 * e[1] + 2 * e[2] < 1.3),
     factor=st.floats(1.0, 40.0),
 )
 def test_the_shape_at_a_budget_costs_about_that(exponents, factor):
