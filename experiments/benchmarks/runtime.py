@@ -312,11 +312,11 @@ def bursts(run: Path, folder: Path) -> dict[str, float]:
     against = comparison.against_best
     print(json.dumps(comparison.to_dict()))
     split = open_test(bundles[0].config.data, image_size=bundles[0].config.training_image_size)
-    ((images, labels),) = split.batches(len(split))
     right = {}
     for name in runtime.subnets:
         runtime.switch(name)
-        right[name] = (runtime.predict(images).logits.argmax(1) == labels).numpy()
+        batches = (runtime.predict(images).logits.argmax(1) == labels for images, labels in split.batches(250))
+        right[name] = torch.cat(list(batches)).numpy()
 
     def accuracy(answers: Sequence[Answer]) -> float:
         """Of the test images in turn."""
