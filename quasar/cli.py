@@ -13,6 +13,7 @@ from quasar.cli_hw import hw_app
 from quasar.cli_profile import profile as profile_command
 from quasar.cli_resilience import resilience as resilience_command
 from quasar.cli_runtime import runtime_app
+from quasar.cli_scale import scale as scale_command
 from quasar.cli_transfer import transfer
 from quasar.command import CheckFailedError, Debug, Json, command
 
@@ -450,6 +451,7 @@ app.add_typer(runtime_app)
 app.command("transfer")(transfer)
 app.command("profile")(profile_command)
 app.command("resilience")(resilience_command)
+app.command("scale")(scale_command)
 
 
 def main() -> None:
