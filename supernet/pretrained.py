@@ -167,7 +167,7 @@ def _copy_supernet(model: SupernetViT, checkpoint: Checkpoint, *, source: str) -
 
 
 def _copy_plain(model: SupernetViT, state: dict[str, Tensor], *, source: str) -> None:
-    """Copies a plain ViT into the largest subnet."""
+    """Copies a plain ViT into the largest subnet; operators beside attention start with its weights, too."""
     _check_plain(model, state, source)
     space = model.space
     model.cls_token.copy_(state["cls_token"].flatten())
@@ -176,14 +176,15 @@ def _copy_plain(model: SupernetViT, state: dict[str, Tensor], *, source: str) ->
     _copy(model.norm, state, "norm")
     for index, block in enumerate(_blocks(model)):
         name = f"blocks.{index}"
-        mixer, mlp = cast(ElasticAttention, block.mixers["attention"]), block.mlp
+        mixers, mlp = [cast(ElasticAttention, mixer) for mixer in block.mixers.values()], block.mlp
         _copy(block.norm1, state, f"{name}.norm1")
         _copy(block.norm2, state, f"{name}.norm2")
-        _copy(mixer.qkv, state, f"{name}.attn.qkv", heads=space.max_heads)
-        _copy(mixer.proj, state, f"{name}.attn.proj")
+        for mixer in mixers:
+            _copy(mixer.qkv, state, f"{name}.attn.qkv", heads=space.max_heads)
+            _copy(mixer.proj, state, f"{name}.attn.proj")
         _copy(mlp.fc1, state, f"{name}.mlp.fc1")
         _copy(mlp.fc2, state, f"{name}.mlp.fc2")
-        _take_layer_scale(block.scale1, state.get(f"{name}.ls1.gamma"), [mixer.proj])
+        _take_layer_scale(block.scale1, state.get(f"{name}.ls1.gamma"), [mixer.proj for mixer in mixers])
         _take_layer_scale(block.scale2, state.get(f"{name}.ls2.gamma"), [mlp.fc2])
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     if classes == space.num_classes:
@@ -228,6 +229,7 @@ def _check_plain(model: SupernetViT, state: dict[str, Tensor], source: str) -> N
     if missing:
         raise UsageError(f"{_KEY}: {source} has no tensor '{missing[0]}', so it is no ViT with timm's names")
     own = {name.replace(".mixers.attention.", ".attn.") for name in model.state_dict()}
+    own = {name for name in own if ".mixers." not in name}
     known = {"pos_embed", *(name.replace("patch_embed.", "patch_embed.proj.") for name in own)}
     depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
     width, in_chans, patch_size = (state["patch_embed.proj.weight"].shape[i] for i in (0, 1, 3))

@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_device
@@ -25,6 +27,7 @@ from supernet.integer_vit import integer_form
 from supernet.lowering import lower
 from supernet.operators.linear_angular import IntegerLinearAngular, linear_angular
 from supernet.operators.registry import OPERATORS, TokenMixer
+from supernet.pretrained import initialise
 from supernet.train import train
 from supernet.vit import SupernetViT
 
@@ -255,3 +258,19 @@ def test_the_share_is_checked_and_fine_tuning_has_none():
     config = TrainConfig(epochs=10, batch_size=1, lr=1.0)
     assert finetuning_settings(config, FinetuneConfig()).auxiliary_share == 0
     assert settings_alone(config, epochs=3).auxiliary_share == config.auxiliary_share
+
+
+def test_both_operators_start_with_the_weights_of_a_plain_vit(make_space, tmp_path):
+    space = make_space(image_size=(8,), embed_dim=(12,), depth=(1,), operator=("attention", OPERATOR), num_heads=(3,))
+    settings = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 12, "depth": 1}
+    vit = VisionTransformer(**settings, num_heads=3, mlp_ratio=2.0)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    safetensors.torch.save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    model = SupernetViT(space, layer_scale=0.1)
+    initialise(model, str(tmp_path / "vit.safetensors"))
+    softmax, linear = (model.blocks[0].mixers[name] for name in ("attention", OPERATOR))
+    for name, parameter in softmax.named_parameters():
+        assert torch.equal(linear.get_parameter(name), parameter), name
+    torch.testing.assert_close(linear.proj.weight.detach(), vit.blocks[0].attn.proj.weight.detach())
