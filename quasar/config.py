@@ -14,7 +14,7 @@ from hwmodel.errors import UsageError
 from search.config import HardwareConfig, SearchConfig
 from supernet.config import FinetuneConfig, SupernetConfig, TrainConfig
 from supernet.data.config import DataConfig
-from supernet.space import SearchSpace
+from supernet.space import SearchSpace, without_defaults
 from supernet.validation import read_yaml, validate
 
 #: file in a run folder with the resolved configuration
@@ -60,7 +60,8 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML; `load_config` gives an equal configuration back."""
-        return cast(dict[str, Any], TypeAdapter(RunConfig).dump_python(self, mode="json"))
+        data = cast(dict[str, Any], TypeAdapter(RunConfig).dump_python(self, mode="json"))
+        return data | {"space": without_defaults(data["space"])}
 
     def to_yaml(self) -> str:
         """The resolved configuration as a YAML document."""

@@ -15,7 +15,7 @@ from hwmodel.cost import CostModel
 from search.bounds import figures_of
 from search.config import SearchConfig
 from search.limits import costs_function
-from supernet.space import BLOCK_GENES, GLOBAL_GENES, Genotypes, SearchSpace
+from supernet.space import BLOCK_GENES, Genotypes, SearchSpace
 from supernet.subnet import LINEARS
 
 #: rungs of a ladder
@@ -30,9 +30,10 @@ def uniform_ladder(space: SearchSpace, model: CostModel, config: SearchConfig, *
     if ratio not in space.high_precision_ratio:
         return np.zeros((0, len(space.gene_sizes)), dtype=np.int64)
     shares = (space.high_precision_ratio.index(ratio),) * len(LINEARS)
-    sizes = space.gene_sizes[: len(GLOBAL_GENES) + len(BLOCK_GENES) - len(LINEARS)].tolist()
+    first = len(space.global_genes)
+    sizes = space.gene_sizes[: first + len(BLOCK_GENES) - len(LINEARS)].tolist()
     shapes = product(*map(range, sizes))
-    rows = [(*shape[:3], *((*shape[3:], *shares) * space.max_depth)) for shape in shapes]
+    rows = [(*shape[:first], *((*shape[first:], *shares) * space.max_depth)) for shape in shapes]
     genotypes = space.canonical(np.array(rows, dtype=np.int64))
     widest = max(target.limit_ms for target in config.targets)
     genotypes = genotypes[costs_function(space, model, config.limits)(genotypes).meet(widest)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from search.predictor import AccuracyPredictor
 from search.trial import Trial
-from supernet.space import BLOCK_GENES, GLOBAL_GENES, SearchSpace
+from supernet.space import BLOCK_GENES, SearchSpace
 
 _FOLDS = 5
 _SHUFFLES = 5
@@ -36,7 +36,7 @@ def choice_importance(space: SearchSpace, trials: Sequence[Trial], *, seed: int)
         return None
     rng = np.random.default_rng(seed)
     genotypes = np.array([trial.genotype for trial in trials], dtype=np.int64)
-    kinds = np.array([*GLOBAL_GENES, *BLOCK_GENES * space.max_depth])
+    kinds = np.array([*space.global_genes, *BLOCK_GENES * space.max_depth])
     open_kinds = [kind for kind in dict.fromkeys(kinds) if (space.gene_sizes[kinds == kind] > 1).any()]
     fold = rng.permutation(len(trials)) % _FOLDS
     error = 0.0

@@ -42,7 +42,7 @@ class AccuracyPredictor:
         scaled = genotypes / most
         depth = np.array(space.depth)[genotypes[:, GLOBAL_GENES.index("depth")]]
         active = np.arange(space.max_depth) < depth[:, None]
-        blocks = scaled[:, len(GLOBAL_GENES) :].reshape(len(genotypes), space.max_depth, len(BLOCK_GENES))
+        blocks = scaled[:, len(space.global_genes) :].reshape(len(genotypes), space.max_depth, len(BLOCK_GENES))
         means = blocks.sum(axis=1) / depth[:, None]
         choices = [genotypes == choice for choice in range(2, int(space.gene_sizes.max()))]
         return np.concatenate([scaled, active, means, blocks.sum(axis=1) / space.max_depth, *choices], axis=1)

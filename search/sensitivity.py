@@ -44,7 +44,7 @@ _DRAWS = 8
 
 def check_rows_only(space: SearchSpace) -> None:
     """Raises `UsageError` where a space leaves open more than row precisions, or has other operators than attention."""
-    for name in ("image_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "operator"):
+    for name in ("image_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "operator", "pooling"):
         choices = getattr(space, name)
         if choices != "embed" and len(choices) > 1:
             raise UsageError(

@@ -7,6 +7,8 @@ the halves (`search.parts`), for each image size and width and the smallest and 
 
     least difference = stem + head + depth * (least mixer half + least MLP half)
 
+and in a space that pools, likewise for the blocks between two poolings.
+
 So a minimum over the shortlist is the minimum over the grid, for every subnet. It also has the one design that is best
 for any set of subnets together: for one that was left out, another one in the list is at least as fast for all of them.
 
@@ -98,7 +100,7 @@ def _sizes(parts: SpaceParts) -> IntArray:
     """Tokens and bytes of activations of all subnets, and of some that do not exist, without repetition; (A, 2)."""
     figures = (parts.population.part_tokens(), parts.population.part_activation_bytes)
     found = []
-    for runs in zip(parts.stems[:, None], parts.heads[:, None], parts.mixers, parts.mlps, strict=True):
+    for runs in _runs(parts):
         # A network is as large as its largest part, and has one of each kind.
         values = []
         for figure in figures:
@@ -106,6 +108,22 @@ def _sizes(parts: SpaceParts) -> IntArray:
             values.append(different[different >= max(figure[run].min() for run in runs)].tolist())
         found += list(product(*values))
     return np.unique(np.array(found, dtype=np.int64), axis=0)
+
+
+def _runs(parts: SpaceParts) -> list[list[IntArray]]:
+    """For each size the parts of which a subnet has one: stem, head, what pools, then mixer halves, then MLP halves.
+
+    The last three are runs for each of the K blocks of `SpaceParts`; part 0, without layers, where nothing is pooled.
+    """
+    places = range(parts.pools.shape[1])
+    return [
+        [
+            parts.stems[z, None],
+            parts.heads[z, None],
+            *(table[z, k] for table in (parts.pools[..., None], parts.mixers, parts.mlps) for k in places),
+        ]
+        for z in range(len(parts.stems))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,32 +157,34 @@ class _Designs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Halves:
-    """Where the parts of each image size and width stand among the columns of a table of cycles.
+    """Where the parts of each size stand among the columns of a table of cycles.
 
-    `order` puts the parts in the order stem, head, mixer halves, MLP halves, for one size after the other; `starts` are
-    the beginnings of these runs and the end of the last one.
+    `order` puts the parts in the order of `_runs`, for one size after the other; `starts` are the beginnings of these
+    runs and the end of the last one. `repeats` says how often a subnet of the smallest and one of the largest depth has
+    a part of each run.
     """
 
     order: IntArray  # (U',)
-    starts: tuple[int, ...]  # 4 * Z + 1
-    depths: tuple[int, int]
+    starts: tuple[int, ...]  # Z * (2 + 3 * K) + 1
+    repeats: tuple[IntArray, IntArray]  # (2 + 3 * K,) each
 
     @staticmethod
     def of(parts: SpaceParts) -> _Halves:
-        runs: list[IntArray] = []
-        for stem, head, mixers, mlps in zip(parts.stems, parts.heads, parts.mixers, parts.mlps, strict=True):
-            runs += [stem[None], head[None], mixers, mlps]
+        runs = [run for of_size in _runs(parts) for run in of_size]
+        once = np.ones(2 + parts.pools.shape[1], dtype=np.int64)  # stem, head and what pools
+        shallow, deep = (parts.repeats(parts.space.depth[end]) for end in (0, -1))
         return _Halves(
             order=np.concatenate(runs),
             starts=(0, *np.cumsum([len(run) for run in runs]).tolist()),
-            depths=(parts.space.depth[0], parts.space.depth[-1]),
+            repeats=(np.concatenate([once, shallow, shallow]), np.concatenate([once, deep, deep])),
         )
 
     def of_subnets(self, figures: IntArray, reduce: Callable[..., NDArray[Any]]) -> NDArray[Any]:
         """Sums over the parts of the subnets that halves chosen by `reduce` make up: figures (D, U') to (2 * Z, D)."""
-        runs = [reduce(figures[:, start:end], axis=1) for start, end in pairwise(self.starts)]
-        stems, heads, mixers, mlps = (np.stack(runs[kind::4]) for kind in range(4))
-        return np.concatenate([stems + heads + depth * (mixers + mlps) for depth in self.depths])
+        runs = np.stack([reduce(figures[:, start:end], axis=1) for start, end in pairwise(self.starts)])
+        kinds = len(self.repeats[0])
+        of_size = runs.reshape(len(runs) // kinds, kinds, len(figures))  # (Z, 2 + 3 * K, D)
+        return np.concatenate([np.einsum("zrd,r->zd", of_size, repeats) for repeats in self.repeats])
 
     def unbeaten(self, designs: _Designs) -> _Designs:
         """Those of the designs that no other one beats for every subnet."""

@@ -19,6 +19,7 @@ Left out: errors that quantized inputs add to later sites, and what a site's err
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import cast
@@ -29,9 +30,9 @@ from torch import Tensor
 
 from supernet.functional import ActivationSites, Observer
 from supernet.operators.registry import operator
-from supernet.plan import LinearPlan, head_plan, mlp_plan, patch_plan
+from supernet.plan import LinearPlan, head_plan, mlp_plan, patch_plan, pool_plan
 from supernet.quantize import round_bias, search_clip
-from supernet.standalone import QuantLinear, SubnetBlock, SubnetViT
+from supernet.standalone import QuantLinear, SubnetBlock, SubnetPool, SubnetViT
 from supernet.subnet import Subnet
 from supernet.vit import ElasticBlock, ElasticLinear, SupernetViT, unquantized
 
@@ -152,7 +153,9 @@ def calibrate(
         batches: normalised images (B, C, H, W), on the model's device.
     """
     observer = CalibrationObserver()
-    subnets = [model.space.largest(operator=index) for index in range(len(model.space.operator))]
+    space = model.space
+    largest = [space.largest(operator=index) for index in range(len(space.operator))]
+    subnets = [dataclasses.replace(subnet, pooling=pooling) for subnet in largest for pooling in space.pooling]
     for x_BCHW in batches:
         for subnet in subnets:
             model(x_BCHW, subnet, observer, weights=unquantized)
@@ -191,6 +194,8 @@ def recalibrate(
     for block in cast(Iterable[SubnetBlock], module.blocks):
         scales = block.sites.scales() | block.mixer_sites.scales()
         linears += [(cast(QuantLinear, linear), scales) for linear in (*block.mixer.values(), *block.mlp.values())]
+    for pool in cast(Iterable[SubnetPool], module.pools.values()):
+        linears.append((pool.merge, pool.sites.scales()))
     for linear, scales in linears:
         linear.bias.copy_(round_bias(linear.bias, linear.scale, scales[linear.plan.site]))
 
@@ -206,4 +211,7 @@ def linears_of(model: SupernetViT, subnet: Subnet) -> Iterator[tuple[ElasticLine
                 own = cast(ActivationSites, mixer.sites)
                 sites = own if plan.site in own.names else block.sites
                 yield cast(ElasticLinear, owner.get_submodule(name)), plan, sites
+    for place in subnet.pooling:
+        pool = model.pool(place)
+        yield pool.merge, pool_plan(subnet), pool.sites
     yield model.head, head_plan(subnet), model.sites

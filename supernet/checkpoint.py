@@ -79,7 +79,7 @@ class Checkpoint:
         tensors |= {_OPTIMIZER + name: tensor for name, tensor in self.optimizer.items()}
         about = {
             "format": FORMAT,
-            "space": asdict(self.space),
+            "space": self.space.to_dict(),
             "supernet": asdict(self.supernet),
             "epoch": self.epoch,
             "step": self.step,

@@ -59,8 +59,9 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
     """The scales that a batch of normalised images suggests, from a pass with quantized activations.
 
     Raises:
-        UsageError: an operator of the subnet has no integer form.
+        UsageError: an operator of the subnet has no integer form, or it pools.
     """
+    _refuse_pooling(module.subnet)
     largest = torch.zeros(())
     scores: list[float | None] = []
     smallest = 1e-8
@@ -111,6 +112,15 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
         scores=tuple(scores),
         logits=max(float(logits) * HEADROOM / RESIDUAL_LIMIT, smallest),
     )
+
+
+def _refuse_pooling(subnet: Subnet) -> None:
+    if subnet.pooling:
+        places = ", ".join(map(str, subnet.pooling))
+        raise UsageError(
+            f"subnet {subnet.digest} pools its patches before block {places}, which has no integer form, so it cannot "
+            "be exported; choose a subnet without pooling"
+        )
 
 
 def integer_form(name: str) -> type[IntegerMixer]:
@@ -209,9 +219,10 @@ class IntegerViT:
         """The integer form of an extracted subnet.
 
         Raises:
-            UsageError: an operator has no integer form, activations have not 8 bits, or a factor is beyond what the
-                hardware holds.
+            UsageError: an operator has no integer form, the subnet pools, activations have not 8 bits, or a factor is
+                beyond what the hardware holds.
         """
+        _refuse_pooling(module.subnet)
         if module.subnet.act_bits != ACT_BITS:
             raise UsageError(f"the integer network has activations of {ACT_BITS} bits, not {module.subnet.act_bits}")
         stem = module.sites

@@ -38,7 +38,12 @@ def lower_many(subnets: SubnetArrays) -> Population:
     blocks = int(subnets.depth.max())
     active = np.arange(blocks) < subnets.depth[:, None]
     size = _joined([_coded(subnets.image_size), _coded(subnets.embed_dim)])
-    size_of_block = _Codes(size.codes[:, None], size.choices)
+    size_of_block, size_of_head = _Codes(size.codes[:, None], size.choices), size
+    if subnets.pooled is not None:
+        levels = _levels(subnets)
+        size_of_block = _joined([size_of_block, _coded(levels[:, :blocks])])
+        size_of_head = _joined([size, _coded(levels[np.arange(len(levels)), subnets.depth - 1])])
+    halves = 2 if subnets.pooled is None else 3  # of a block, with what pools before it
     heads = _coded(subnets.num_heads[:, :blocks])
     mlp = _coded(subnets.mlp_ratio[:, :blocks])
     ratios = _coded(subnets.high_precision_ratio[:, :blocks])
@@ -48,23 +53,30 @@ def lower_many(subnets: SubnetArrays) -> Population:
 
     table = PartTable()
     table.add(LayerColumns(), np.zeros(1, dtype=np.int64))  # part 0 fills the slots beyond a subnet's depth
-    parts = np.empty((len(subnets.depth), 2 + 2 * blocks), dtype=np.int64)
+    parts = np.empty((len(subnets.depth), 2 + halves * blocks), dtype=np.int64)
     first, parts[:, 0] = _numbered(size, None, offset=table.parts)
     table.add(*_stems(subnets, first))
-    first, parts[:, 1:-1:2] = _numbered(_joined([mixers, size_of_block, heads, qkv, proj]), active, offset=table.parts)
+    if subnets.pooled is not None:
+        pooled = active & subnets.pooled[:, :blocks]
+        first, parts[:, 1:-1:3] = _numbered(size_of_block, pooled, offset=table.parts)
+        if len(first):
+            table.add(*_pools(subnets, *np.divmod(first, blocks)))
+    key = _joined([mixers, size_of_block, heads, qkv, proj])
+    first, parts[:, halves - 1 : -1 : halves] = _numbered(key, active, offset=table.parts)
     rows, columns = np.divmod(first, max(blocks, 1))
     chosen = subnets.operator[rows, columns]
     for index, name in enumerate(subnets.operators):
         if (chosen == index).any():
             table.add(*_mixers(subnets, name, rows[chosen == index], columns[chosen == index]))
-    first, parts[:, 2:-1:2] = _numbered(_joined([size_of_block, mlp, fc1, fc2]), active, offset=table.parts)
+    key = _joined([size_of_block, mlp, fc1, fc2])
+    first, parts[:, halves:-1:halves] = _numbered(key, active, offset=table.parts)
     table.add(*_mlps(subnets, *np.divmod(first, max(blocks, 1))))
-    first, parts[:, -1] = _numbered(size, None, offset=table.parts)
+    first, parts[:, -1] = _numbered(size_of_head, None, offset=table.parts)
     table.add(*_heads(subnets, first))
 
     return table.population(
         parts,
-        slots=("", *(str(b) for b in range(blocks) for _ in range(2)), ""),
+        slots=("", *(str(b) for b in range(blocks) for _ in range(halves)), ""),
         high_bits=subnets.high_bits,
         low_bits=subnets.low_bits,
         act_bits=subnets.act_bits,
@@ -98,7 +110,7 @@ def _mixers(subnets: SubnetArrays, mixer: str, rows: IntArray, blocks: IntArray)
     """The mixer halves of the blocks `blocks` (U,) of the subnets `rows` (U,), which all have the operator `mixer`."""
     shapes = MixerShapes(
         name="blocks.{}",
-        tokens=_tokens(subnets, rows),
+        tokens=_tokens(subnets, rows, blocks),
         embed_dim=subnets.embed_dim[rows],
         num_heads=subnets.num_heads[rows, blocks],
         head_dim=subnets.head_dim,
@@ -122,7 +134,7 @@ def _mlps(subnets: SubnetArrays, rows: IntArray, blocks: IntArray) -> Lowered:
     """The MLP halves of the blocks `blocks` (U,) of the subnets `rows` (U,)."""
     width = subnets.embed_dim[rows]
     return mlp_halves(
-        tokens=_tokens(subnets, rows),
+        tokens=_tokens(subnets, rows, blocks),
         width=width,
         hidden=hidden_units(subnets.mlp_ratio[rows, blocks], width),
         ratios=subnets.high_precision_ratio[rows, blocks, 2:],
@@ -170,11 +182,51 @@ def _heads(subnets: SubnetArrays, rows: IntArray) -> Lowered:
     layers.vector("norm", "layernorm", tokens=one, width=width, count=one)
     classes = np.full_like(rows, subnets.num_classes)
     layers.gemm("head", "head", tokens=one, inputs=width, rows_high=classes, rows_low=np.zeros_like(rows), count=one)
-    return layers, _residual_bytes(subnets, rows)
+    return layers, residual_bytes(_tokens(subnets, rows, subnets.depth[rows] - 1), width)
 
 
-def _tokens(subnets: SubnetArrays, rows: IntArray) -> IntArray:
-    return (subnets.image_size[rows] // subnets.patch_size) ** 2 + 1
+def _pools(subnets: SubnetArrays, rows: IntArray, blocks: IntArray) -> Lowered:
+    """The pooling before the blocks `blocks` (U,) of the subnets `rows` (U,); the class token stays as it is."""
+    return merging(
+        patches=_tokens(subnets, rows, blocks - 1) - 1,
+        pooled=_tokens(subnets, rows, blocks) - 1,
+        width=subnets.embed_dim[rows],
+        act_bytes=_act_bytes(subnets),
+    )
+
+
+def merging(*, patches: IntArray, pooled: IntArray, width: IntArray, act_bytes: int) -> Lowered:
+    """U linears that make `pooled` (U,) patches of `patches` (U,), each from 2 x 2 neighbours after a LayerNorm."""
+    every = np.ones_like(patches)
+    layers = LayerColumns()
+    layers.vector("pools.{}.norm", "layernorm", tokens=patches, width=width, count=every)
+    layers.gemm(
+        "pools.{}.merge",
+        "merge",
+        tokens=pooled,
+        inputs=4 * width,
+        rows_high=width,
+        rows_low=np.zeros_like(width),
+        count=every,
+    )
+    # the residual stream beside its codes, and those beside the next stream; the class token is in both
+    before = patches * width * (RESIDUAL_BYTES + act_bytes)
+    after = pooled * width * (4 * act_bytes + RESIDUAL_BYTES)
+    return layers, np.maximum(before, after) + width * RESIDUAL_BYTES
+
+
+def _levels(subnets: SubnetArrays) -> IntArray:
+    """How often the grid has been pooled when a block begins, (N, B)."""
+    assert subnets.pooled is not None
+    return np.cumsum(subnets.pooled, axis=1)
+
+
+def _tokens(subnets: SubnetArrays, rows: IntArray, blocks: IntArray | None = None) -> IntArray:
+    """Tokens of the subnets `rows` (U,) in their blocks `blocks` (U,), or before the first one."""
+    grid = subnets.image_size[rows] // subnets.patch_size
+    if subnets.pooled is not None and blocks is not None:
+        grid = -(-grid // 2 ** _levels(subnets)[rows, blocks])
+    return np.asarray(grid**2 + 1)
 
 
 def _residual_bytes(subnets: SubnetArrays, rows: IntArray) -> IntArray:

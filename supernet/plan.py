@@ -71,6 +71,11 @@ def head_plan(subnet: Subnet) -> LinearPlan:
     return linear_plan(subnet, site="norm", rows=subnet.num_classes, inputs=subnet.embed_dim, ratio=1.0)
 
 
+def pool_plan(subnet: Subnet) -> LinearPlan:
+    """The linear over 2 x 2 neighbours that pools patches, wholly at high precision."""
+    return linear_plan(subnet, site="pooled", rows=subnet.embed_dim, inputs=4 * subnet.embed_dim, ratio=1.0)
+
+
 def attention_plan(subnet: Subnet, block: BlockChoice) -> dict[str, LinearPlan]:
     """The linears of softmax attention."""
     width, inner = subnet.embed_dim, block.num_heads * subnet.head_dim

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
+
+from supernet.functional import Linear, Norm, Quantizer
+
+POOL_SITES = ("pooled",)
 
 
 def group_tokens(x_BTD: Tensor) -> Tensor:
@@ -23,3 +28,12 @@ def group_tokens(x_BTD: Tensor) -> Tensor:
     x_BGGD = F.pad(x_BTD.reshape(batch, grid, grid, width), (0, 0, 0, grid % 2, 0, grid % 2))
     windows = x_BGGD.reshape(batch, half, 2, half, 2, width).permute(0, 1, 3, 5, 2, 4)
     return windows.reshape(batch, half * half, 4 * width)
+
+
+def pool_tokens(x_BTD: Tensor, *, norm: Norm, merge: Linear, quantizer: Quantizer) -> Tensor:
+    """The residual stream with a quarter of the patches, (B, T', D); the class token, which comes first, stays.
+
+    What is pooled is normalised, so that it has codes of 8 bits like the input of every other linear.
+    """
+    windows = quantizer("pooled", group_tokens(norm(x_BTD[:, 1:])))
+    return torch.cat([x_BTD[:, :1], merge(windows)], dim=1)

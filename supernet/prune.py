@@ -151,7 +151,12 @@ def _take_slice(ours: QuantLinear, source: QuantLinear, rows: Tensor | None, inp
 
 
 def check_prunable(subnet: Subnet, *, source: str) -> None:
-    """Raises `UsageError` naming `source` if a block has another operator than attention, whose heads mean nothing."""
+    """Raises `UsageError` naming `source` if the subnet pools, or has another operator than attention.
+
+    Heads of another operator mean nothing, and without a block the places of pooling would be others.
+    """
+    if subnet.pooling:
+        raise UsageError(f"{source}: it pools patches; parts can be left out of networks without pooling alone")
     for index, block in enumerate(subnet.blocks):
         if block.operator != "attention":
             raise UsageError(

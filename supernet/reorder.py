@@ -7,7 +7,7 @@ precision. So what matters most must come first. Producer and consumer are permu
 * heads among themselves, with the inputs of proj;
 * the rows of fc1 with the inputs of fc2;
 * all residual channels: the rows of patch embedding, class token, positions, proj, fc2 and layer scales, the norms,
-  and the inputs of qkv, fc1 and the head share one order.
+  and the inputs of qkv, fc1 and the head share one order; so do both sides of what pools patches.
 
 Two things can happen to a row or unit, and each has its own measure (`supernet.fisher`): s, that it goes to low
 precision, and p, that it is removed. Of rows of linears that share an order, s is summed.
@@ -20,6 +20,7 @@ choice (`keep_subnets`), so no subnet changes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from hwmodel.errors import UsageError
 from supernet.fisher import FisherScores, attention_of, blocks_of, fisher_scores
 from supernet.space import SearchSpace
 from supernet.subnet import hidden_units
-from supernet.vit import ElasticAttention, ElasticLinear, ElasticNorm, SupernetViT
+from supernet.vit import ElasticAttention, ElasticLinear, ElasticNorm, ElasticPool, SupernetViT
 
 
 def reorder(
@@ -117,6 +118,10 @@ def _permute_channels(model: SupernetViT, order: Tensor) -> None:
         _permute(mlp.fc2, rows=order)
         vectors += [*_norm(block.norm1), *_norm(block.norm2)]
         vectors += [scale for scale in (block.scale1, block.scale2) if scale is not None]
+    for pool in cast(Iterable[ElasticPool], model.pools.values()):
+        four = torch.arange(4, device=order.device)  # inputs of a channel: its 2 x 2 neighbours
+        _permute(pool.merge, rows=order, inputs=(4 * order[:, None] + four).flatten())
+        vectors += _norm(pool.norm)
     for vector in vectors:
         vector.copy_(vector[order])
     model.position.copy_(model.position[:, order])

@@ -2,7 +2,7 @@
 
 A genotype is a vector of choice indices of fixed length, in this order (B = largest depth):
 
-    image_size, embed_dim, depth, then for each of B blocks:
+    image_size, embed_dim, depth, in a space that pools also pooling, then for each of B blocks:
     num_heads, mlp_ratio, operator, and the share of 8-bit rows of qkv, proj, fc1 and fc2
 
 Genes of blocks beyond the chosen depth are inactive; the canonical form sets them to 0, so that equal subnets have
@@ -16,13 +16,13 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import UsageError
-from supernet.subnet import LINEARS, BlockChoice, Subnet, SubnetArrays, hidden_units
+from supernet.subnet import LINEARS, BlockChoice, Subnet, SubnetArrays, hidden_units, pooling_mistake
 
 Genotypes = NDArray[np.int64]
 
@@ -42,6 +42,9 @@ _ELASTIC = (
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
     """Choices of each elastic dimension (kept in ascending order) and what all subnets share.
+
+    A choice of `pooling` is a list of the blocks, from 1 on, before which the grid of patches shrinks by 2 in each
+    direction. Blocks that not all subnets have cannot be among them. The choice with the most tokens counts as largest.
 
     `num_heads: embed` ties the heads of each block to the width, `embed_dim / head_dim`, as in a plain ViT.
     Weight rows have `weight_bits[1]` bits for the first `high_precision_ratio` of a linear's rows and
@@ -66,6 +69,7 @@ class SearchSpace:
     operator: tuple[str, ...] = ("attention",)
     weight_bits: tuple[int, int] = (4, 8)
     act_bits: int = 8
+    pooling: tuple[tuple[int, ...], ...] = ((),)
 
     def __post_init__(self) -> None:
         for name in _ELASTIC:
@@ -93,6 +97,22 @@ class SearchSpace:
             raise UsageError(f"weight_bits: need 2 <= low <= high <= 8, not [{low}, {high}]")
         if self.act_bits != 8:
             raise UsageError(f"act_bits: only 8-bit activations are implemented, not {self.act_bits}")
+        self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        if not self.pooling:
+            raise UsageError("pooling: the list of choices is empty; give at least one, [[]] for none")
+        if len(set(self.pooling)) < len(self.pooling):
+            raise UsageError(f"pooling: a choice is listed twice in {[list(choice) for choice in self.pooling]}")
+        for choice in self.pooling:
+            mistake = pooling_mistake(choice, depth=self.depth[0], grid=self.image_size[0] // self.patch_size)
+            if mistake:
+                raise UsageError(f"pooling: a choice {mistake}")
+
+        def tokens(choice: tuple[int, ...]) -> float:
+            return sum(4.0 ** -sum(place <= block for place in choice) for block in range(self.max_depth))
+
+        object.__setattr__(self, "pooling", tuple(sorted(self.pooling, key=lambda choice: (tokens(choice), choice))))
 
     def _check_choices(self, name: str) -> None:
         choices = getattr(self, name)
@@ -130,7 +150,13 @@ class SearchSpace:
             operator=tuple(dict.fromkeys(block.operator for block in blocks)),
             weight_bits=(subnet.low_bits, subnet.high_bits),
             act_bits=subnet.act_bits,
+            pooling=(subnet.pooling,),
         )
+
+    @property
+    def global_genes(self) -> tuple[str, ...]:
+        """The names of the genes that no block has, which come first."""
+        return GLOBAL_GENES if self.pooling == ((),) else (*GLOBAL_GENES, "pooling")
 
     @property
     def max_depth(self) -> int:
@@ -146,35 +172,41 @@ class SearchSpace:
     def gene_names(self) -> tuple[str, ...]:
         """A name for each gene: `depth`, `blocks.3.mlp_ratio`, …"""
         blocks = (f"blocks.{b}.{gene}" for b in range(self.max_depth) for gene in BLOCK_GENES)
-        return (*GLOBAL_GENES, *blocks)
+        return (*self.global_genes, *blocks)
 
     @property
     def gene_sizes(self) -> NDArray[np.int64]:
         """Number of choices of each gene, shape (G,)."""
         ratios = len(self.high_precision_ratio)
         block = (self._head_choices, len(self.mlp_ratio), len(self.operator), ratios, ratios, ratios, ratios)
-        sizes = (len(self.image_size), len(self.embed_dim), len(self.depth), *block * self.max_depth)
-        return np.array(sizes, dtype=np.int64)
+        shared = [len(getattr(self, name)) for name in self.global_genes]
+        return np.array((*shared, *block * self.max_depth), dtype=np.int64)
 
     @property
     def gene_choices(self) -> tuple[tuple[int | float | str, ...], ...]:
         """What each gene chooses between, in the order of its indices; of heads that are tied to the width, "embed"."""
         heads = ("embed",) if self.num_heads == "embed" else self.num_heads
         block = (heads, self.mlp_ratio, self.operator, *[self.high_precision_ratio] * len(LINEARS))
-        return (self.image_size, self.embed_dim, self.depth, *block * self.max_depth)
+        pooling = tuple("+".join(map(str, choice)) or "none" for choice in self.pooling)
+        shared = (self.image_size, self.embed_dim, self.depth, pooling)[: len(self.global_genes)]
+        return (*shared, *block * self.max_depth)
 
     @property
     def size(self) -> int:
         """Number of different subnets."""
-        per_block = math.prod(self.gene_sizes[3 : 3 + len(BLOCK_GENES)].tolist())
+        per_block = math.prod(self.gene_sizes[len(self.global_genes) :][: len(BLOCK_GENES)].tolist())
         encoders: int = sum(per_block**depth for depth in self.depth)
-        return len(self.image_size) * len(self.embed_dim) * encoders
+        return len(self.image_size) * len(self.embed_dim) * len(self.pooling) * encoders
 
     @property
     def digest(self) -> str:
         """Sixteen hex digits over all choices: equal for equal spaces."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; without `pooling` where there is none, as before there was any."""
+        return without_defaults(asdict(self))
 
     @property
     def _head_choices(self) -> int:
@@ -204,7 +236,7 @@ class SearchSpace:
     def largest(self, *, operator: int = 0) -> Subnet:
         """The subnet with the last choice of every dimension, and everywhere the operator of that index."""
         genotype = self.gene_sizes - 1
-        genotype[3 + BLOCK_GENES.index("operator") :: len(BLOCK_GENES)] = operator
+        genotype[len(self.global_genes) + BLOCK_GENES.index("operator") :: len(BLOCK_GENES)] = operator
         return self.decode(genotype)
 
     def decode(self, genotype: Genotypes) -> Subnet:
@@ -212,7 +244,8 @@ class SearchSpace:
         genes = genotype.tolist()
         embed_dim = self.embed_dim[genes[1]]
         known, blocks = _known_blocks(self), []
-        for start in range(3, 3 + self.depth[genes[2]] * len(BLOCK_GENES), len(BLOCK_GENES)):
+        first = len(self.global_genes)
+        for start in range(first, first + self.depth[genes[2]] * len(BLOCK_GENES), len(BLOCK_GENES)):
             key = (embed_dim, *genes[start : start + len(BLOCK_GENES)])
             block = known.get(key)
             if block is None:
@@ -229,6 +262,7 @@ class SearchSpace:
             low_bits=self.weight_bits[0],
             high_bits=self.weight_bits[1],
             act_bits=self.act_bits,
+            pooling=self.pooling[genes[3]] if first > 3 else (),
         )
 
     def encode(self, subnet: Subnet) -> Genotypes:
@@ -240,7 +274,8 @@ class SearchSpace:
             self._require("image_size", subnet.image_size, self.image_size),
             self._require("embed_dim", subnet.embed_dim, self.embed_dim),
             self._require("depth", subnet.depth, self.depth),
-        ]
+            self._require("pooling", subnet.pooling, self.pooling),
+        ][: len(self.global_genes)]
         heads = self.num_heads
         if heads == "embed":
             heads = (self._heads(0, subnet.embed_dim),)
@@ -259,7 +294,11 @@ class SearchSpace:
     def arrays(self, genotypes: Genotypes) -> SubnetArrays:
         """The subnets of canonical genotypes (N, G) in array form, for a cost model."""
         embed_dim = np.array(self.embed_dim)[genotypes[:, 1]]
-        genes = genotypes[:, 3:].reshape(len(genotypes), self.max_depth, len(BLOCK_GENES))
+        first = len(self.global_genes)
+        genes = genotypes[:, first:].reshape(len(genotypes), self.max_depth, len(BLOCK_GENES))
+        pooled = None
+        if first > 3:
+            pooled = np.array([np.isin(np.arange(self.max_depth), choice) for choice in self.pooling])[genotypes[:, 3]]
         if self.num_heads == "embed":
             num_heads = np.broadcast_to(embed_dim[:, None] // self.head_dim, genes.shape[:2])
         else:
@@ -280,6 +319,7 @@ class SearchSpace:
             mlp_ratio=np.array(self.mlp_ratio, dtype=np.float64)[genes[:, :, 1]],
             operator=genes[:, :, 2],
             high_precision_ratio=np.array(self.high_precision_ratio, dtype=np.float64)[genes[:, :, 3:]],
+            pooled=pooled,
         )
 
     def _block(self, embed_dim: int, heads: int, mlp: int, operator: int, *ratios: int) -> BlockChoice:
@@ -307,12 +347,17 @@ class SearchSpace:
         return choices.index(value)
 
 
+def without_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a space, without `pooling` if there is none: files and digests are as before there was any."""
+    return {key: value for key, value in data.items() if key != "pooling" or [list(v) for v in value] != [[]]}
+
+
 @lru_cache(maxsize=16)
 def _active_genes(space: SearchSpace) -> Genotypes:
     """1 for the genes that matter at each choice of depth, else 0, shape (depths, G)."""
     block_of_gene = np.repeat(np.arange(space.max_depth), len(BLOCK_GENES))
     active = np.ones((len(space.depth), len(space.gene_sizes)), dtype=np.int64)
-    active[:, len(GLOBAL_GENES) :] = block_of_gene < np.array(space.depth)[:, None]
+    active[:, len(space.global_genes) :] = block_of_gene < np.array(space.depth)[:, None]
     return active
 
 

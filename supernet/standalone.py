@@ -17,9 +17,10 @@ from hwmodel.errors import DamagedInputError
 from supernet import functional
 from supernet.functional import ActivationSites, Linear, Norm, Observer
 from supernet.operators.registry import operator
-from supernet.plan import LinearPlan, head_plan, mlp_plan, patch_plan
+from supernet.plan import LinearPlan, head_plan, mlp_plan, patch_plan, pool_plan
+from supernet.pooling import POOL_SITES, pool_tokens
 from supernet.subnet import BlockChoice, Subnet
-from supernet.vit import ElasticBlock, ElasticLinear, ElasticNorm, SupernetViT
+from supernet.vit import ElasticBlock, ElasticLinear, ElasticNorm, ElasticPool, SupernetViT
 
 
 class QuantLinear(nn.Module):
@@ -126,6 +127,28 @@ class SubnetBlock(nn.Module):
                 ours.copy_(theirs.detach()[:width])
 
 
+class SubnetPool(nn.Module):
+    """What makes one patch of 2 x 2 in an extracted subnet."""
+
+    def __init__(self, subnet: Subnet) -> None:
+        super().__init__()
+        self.norm = LayerNorm(subnet.embed_dim)
+        self.merge = QuantLinear(pool_plan(subnet))
+        self.sites = ActivationSites(POOL_SITES, bits=subnet.act_bits)
+
+    def forward(self, x_BTD: Tensor, observer: Observer | None) -> Tensor:
+        """The residual stream (B, T', D) with a quarter of the patches."""
+        return pool_tokens(
+            x_BTD, norm=self.norm.active(), merge=self.merge.active(), quantizer=self.sites.quantizer(observer)
+        )
+
+    def take(self, source: ElasticPool) -> None:
+        """Copies the slices that the subnet uses."""
+        self.norm.take(source.norm)
+        self.merge.take(source.merge, source.sites.scales())
+        self.sites.take(source.sites)
+
+
 def _active(linears: nn.ModuleDict) -> dict[str, Linear]:
     return {name: cast(QuantLinear, linear).active() for name, linear in linears.items()}
 
@@ -151,6 +174,7 @@ class SubnetViT(nn.Module):
         self.norm = LayerNorm(subnet.embed_dim)
         self.head = QuantLinear(head_plan(subnet))
         self.sites = ActivationSites(functional.STEM_SITES, bits=subnet.act_bits)
+        self.pools = nn.ModuleDict({str(place): SubnetPool(subnet) for place in subnet.pooling})
 
     def forward(self, x_BCHW: Tensor, observer: Observer | None = None) -> Tensor:
         """Logits (B, num_classes) for normalised images, which are resized to the subnet's image size."""
@@ -167,7 +191,9 @@ class SubnetViT(nn.Module):
             self.position,
             patch_size=self.subnet.patch_size,
         )
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if index in self.subnet.pooling:
+                x_BTD = self.pools[str(index)](x_BTD, observer)
             x_BTD = block(x_BTD, observer)
         return x_BTD
 
@@ -210,4 +236,6 @@ def extract(supernet: SupernetViT, subnet: Subnet) -> SubnetViT:
     module.position.copy_(functional.resize_position(supernet.position, grid)[:, :width])
     for ours, theirs, block in zip(module.blocks, supernet.blocks, subnet.blocks, strict=False):
         cast(SubnetBlock, ours).take(cast(ElasticBlock, theirs), block)
+    for place in subnet.pooling:
+        cast(SubnetPool, module.pools[str(place)]).take(supernet.pool(place))
     return module.eval()

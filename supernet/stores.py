@@ -14,7 +14,7 @@ With products of `int8` the stores hold codes, and activations are codes where a
 
 The sums are exact, as they are in hardware. Only the order in which scales are multiplied differs from float32, so here
 and there a value comes to lie on the other side of a rounding. It takes a quarter of the time of the products on CPUs
-that have instructions for it. The patches' convolution, attention's products and the head stay in float32.
+that have instructions for it. The patches' convolution, pooling, attention's products and the head stay in float32.
 """
 
 from __future__ import annotations
@@ -83,10 +83,11 @@ class Stores:
         stem, scales = supernet.sites.quantizer(None), supernet.sites.scales()
         patch_embed = weights(supernet.patch_embed, patch_plan(subnet), scales["image"])
         position = functional.resize_position(supernet.position, subnet.image_size // subnet.patch_size)[:, :width]
-        blocks = [
-            self._block(cast(ElasticBlock, module), subnet, block)
-            for module, block in zip(supernet.blocks, subnet.blocks, strict=False)
-        ]
+        blocks: list[Callable[[Tensor], Tensor]] = []
+        for index, (module, block) in enumerate(zip(supernet.blocks, subnet.blocks, strict=False)):
+            if index in subnet.pooling:
+                blocks.append(supernet.pool(index).of(subnet, None, weights=weights))
+            blocks.append(self._block(cast(ElasticBlock, module), subnet, block))
         norm = supernet.norm.active(width)
         head = weights(supernet.head, head_plan(subnet), scales["norm"])
 

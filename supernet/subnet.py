@@ -60,6 +60,17 @@ class BlockChoice:
         return (self.qkv_ratio, self.proj_ratio, self.fc1_ratio, self.fc2_ratio)
 
 
+def pooling_mistake(pooling: tuple[int, ...], *, depth: int, grid: int) -> str | None:
+    """What is wrong with the places of pooling in a network of so many blocks and of `grid` x `grid` patches."""
+    if list(pooling) != sorted(set(pooling)):
+        return f"must name blocks in ascending order, each once, not {list(pooling)}"
+    if pooling and not (pooling[0] >= 1 and pooling[-1] < depth):
+        return f"must name blocks from 1 to {depth - 1}, as a network has {depth}, not {list(pooling)}"
+    if pooling and grid <= 2 ** (len(pooling) - 1):
+        return f"{list(pooling)} would pool a grid of one patch: there are {grid} along a side at first"
+    return None
+
+
 # A space has few different blocks, and a search asks the same of them for thousands of subnets.
 @lru_cache(maxsize=4096)
 def _mistake(block: BlockChoice, embed_dim: int) -> str | None:
@@ -89,7 +100,10 @@ def _canonical(block: BlockChoice) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subnet:
-    """A Vision Transformer of `len(blocks)` blocks; sizes in pixels (`image_size`, `patch_size`) and channels."""
+    """A Vision Transformer of `len(blocks)` blocks; sizes in pixels (`image_size`, `patch_size`) and channels.
+
+    `pooling` has the numbers of the blocks, from 1 on, before which the grid of patches shrinks by 2 in each direction.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -103,6 +117,7 @@ class Subnet:
     low_bits: int = 4
     high_bits: int = 8
     act_bits: int = 8
+    pooling: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "head_dim"):
@@ -114,6 +129,10 @@ class Subnet:
             raise UsageError("blocks is empty; give at least one block")
         if not 2 <= self.low_bits <= self.high_bits <= 8:
             raise UsageError(f"need 2 <= low_bits <= high_bits <= 8, not {self.low_bits}, {self.high_bits}")
+        if self.pooling:
+            mistake = pooling_mistake(self.pooling, depth=len(self.blocks), grid=self.image_size // self.patch_size)
+            if mistake:
+                raise UsageError(f"pooling {mistake}")
         for index, block in enumerate(self.blocks):
             mistake = _mistake(block, self.embed_dim)
             if mistake:
@@ -126,8 +145,14 @@ class Subnet:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one image: its patches and the class token."""
+        """Tokens of one image before the first block: its patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Patches along a side of the grid in each block."""
+        grid = self.image_size // self.patch_size
+        return tuple(-(-grid // 2 ** sum(place <= block for place in self.pooling)) for block in range(self.depth))
 
     @property
     def digest(self) -> str:
@@ -138,14 +163,21 @@ class Subnet:
             f'{{"act_bits":{self.act_bits},"blocks":[{blocks}],"embed_dim":{self.embed_dim},'
             f'"head_dim":{self.head_dim},"high_bits":{self.high_bits},"image_size":{self.image_size},'
             f'"in_chans":{self.in_chans},"low_bits":{self.low_bits},"num_classes":{self.num_classes},'
-            f'"patch_size":{self.patch_size}}}'
+            f'"patch_size":{self.patch_size}'
         )
+        if self.pooling:
+            canonical += f',"pooling":{json.dumps(self.pooling, separators=(",", ":"))}'
+        canonical += "}"
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML or JSON; `from_dict` gives an equal subnet back."""
         data = asdict(self)
         data["blocks"] = [asdict(block) for block in self.blocks]
+        if self.pooling:
+            data["pooling"] = list(self.pooling)
+        else:
+            del data["pooling"]  # files are as they were before there was any
         for block in data["blocks"]:
             for key in ("mlp_ratio", *(f"{linear}_ratio" for linear in LINEARS)):
                 block[key] = float(block[key])  # 4 and 4.0 are the same choice and must hash alike
@@ -174,7 +206,8 @@ class Subnet:
 class SubnetArrays:
     """N subnets that share patch size, channels, classes and bits, in array form (B = largest depth).
 
-    `operator` holds indices into `operators`. Entries of blocks beyond a subnet's depth have no meaning.
+    `operator` holds indices into `operators`. Entries of blocks beyond a subnet's depth have no meaning. `pooled` is
+    true where the grid is pooled before a block; None if it is nowhere.
     """
 
     patch_size: int
@@ -192,6 +225,7 @@ class SubnetArrays:
     mlp_ratio: NDArray[np.float64]  # (N, B)
     operator: NDArray[np.int64]  # (N, B)
     high_precision_ratio: NDArray[np.float64]  # (N, B, 4), in the order of LINEARS
+    pooled: NDArray[np.bool_] | None = None  # (N, B)
 
     @staticmethod
     def of(subnet: Subnet) -> SubnetArrays:
@@ -214,4 +248,5 @@ class SubnetArrays:
             mlp_ratio=np.array([[block.mlp_ratio for block in blocks]], dtype=np.float64),
             operator=np.array([[operators.index(block.operator) for block in blocks]]),
             high_precision_ratio=np.array([[block.high_precision_ratios for block in blocks]], dtype=np.float64),
+            pooled=np.isin(np.arange(subnet.depth), subnet.pooling)[None] if subnet.pooling else None,
         )

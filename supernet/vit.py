@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from supernet import functional
 from supernet.functional import ActivationSites, Linear, Norm, Observer
 from supernet.operators.registry import operator
-from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan
+from supernet.plan import LinearPlan, attention_plan, head_plan, mlp_plan, patch_plan, pool_plan
+from supernet.pooling import POOL_SITES, pool_tokens
 from supernet.quantize import (
     Quantized,
     fake_quantize,
@@ -333,6 +334,26 @@ def _branch_scale(layer_scale: Tensor | None, width: int, drop_path_B: Tensor | 
     return drop_path_B11 if scale_D is None else drop_path_B11 * scale_D
 
 
+class ElasticPool(nn.Module):
+    """What makes one patch of 2 x 2. Inputs are ordered by channel, so those of a narrower subnet are a prefix."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        width = space.embed_dim[-1]
+        self.norm = ElasticNorm(width)
+        self.merge = ElasticLinear(width, 4 * width, weight_bits=space.weight_bits)
+        self.sites = ActivationSites(POOL_SITES, bits=space.act_bits)
+
+    def of(self, subnet: Subnet, observer: Observer | None, *, weights: Weights) -> functools.partial[Tensor]:
+        """The pooling as it is in a subnet: a function of the residual stream that has its weights already."""
+        return functools.partial(
+            pool_tokens,
+            norm=self.norm.active(subnet.embed_dim),
+            merge=weights(self.merge, pool_plan(subnet), self.sites.scales()["pooled"]),
+            quantizer=self.sites.quantizer(observer),
+        )
+
+
 class SupernetViT(nn.Module):
     """The supernet of a search space; `model(x, subnet)` gives the logits of one subnet.
 
@@ -353,6 +374,8 @@ class SupernetViT(nn.Module):
         self.norm = ElasticNorm(width)
         self.head = ElasticLinear(space.num_classes, width, weight_bits=space.weight_bits)
         self.sites = ActivationSites(functional.STEM_SITES, bits=space.act_bits)
+        places = sorted({place for choice in space.pooling for place in choice})
+        self.pools = nn.ModuleDict({str(place): ElasticPool(space) for place in places})
 
     def forward(
         self,
@@ -386,12 +409,18 @@ class SupernetViT(nn.Module):
             patch_size=subnet.patch_size,
         )
         for index, (module, block) in enumerate(zip(self.blocks, subnet.blocks, strict=False)):
+            if index in subnet.pooling:
+                x_BTD = self.pool(index).of(subnet, observer, weights=weights)(x_BTD)
             drop_path_2B = None if drop_path_L2B is None else drop_path_L2B[index]
             x_BTD = module(
                 x_BTD, subnet, block, observer, weights=weights, drop_path_2B=drop_path_2B, auxiliary=auxiliary
             )
         x_BD = quantizer("norm", self.norm.active(width)(x_BTD[:, 0]))
         return weights(self.head, head_plan(subnet), scales["norm"])(x_BD)
+
+    def pool(self, block: int) -> ElasticPool:
+        """What pools before a block."""
+        return cast(ElasticPool, self.pools[str(block)])
 
     def refresh_clips(self) -> None:
         """Searches the clip factors of all low-precision rows again; once an epoch is enough."""

@@ -22,8 +22,8 @@ def test_extremes_of_figures_by_hand(make_space):
     space = make_space(image_size=(8,), embed_dim=(12,), depth=(1, 2), num_heads=(1, 2), high_precision_ratio=(0, 1))
     parts = SpaceParts.of(space)
     figures = np.ones((2, len(parts.population.part_activation_bytes)), dtype=np.int64)
-    figures[0, parts.mixers[0, 5]] = 0  # heads 0, the only operator, qkv 1, proj 0 is 2; with heads 1 it is 6
-    figures[0, parts.mixers[0, 6]] = 7
+    figures[0, parts.mixers[0, 0, 5]] = 0  # heads 0, the only operator, qkv 1, proj 0 is 2; with heads 1 it is 6
+    figures[0, parts.mixers[0, 0, 6]] = 7
     smallest, largest = parts.extremes(figures)
     assert smallest[0, 2] == 0  # one block
     assert smallest[0, [3, 6, 7]].tolist() == [1, 0, 1]
