@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -50,7 +51,15 @@ def dry_run(config: RunConfig, *, workers: Workers) -> dict[str, Any]:
     y_B = torch.randint(space.num_classes, (images,), device=device)
     seconds = {}
     for kind, subnets in (("largest", [space.largest()]), ("sampled", None)):
-        step = Step(model, state.optimizer, settings, seed=config.seed, workers=workers, subnets=subnets)
+        step = Step(
+            model,
+            state.optimizer,
+            settings,
+            seed=config.seed,
+            auxiliary_steps=math.inf if settings.auxiliary_share else 0.0,  # the most that a training takes
+            workers=workers,
+            subnets=subnets,
+        )
         times = []
         for number in range(STEPS + 1):
             started = time.perf_counter()

@@ -17,6 +17,7 @@ from supernet.lowering import lower, lower_many
 from supernet.operators.registry import OPERATORS
 from supernet.quantize import SMALLEST_SCALE
 from supernet.standalone import SubnetViT, extract
+from supernet.stores import Stores
 from supernet.subnet import SubnetArrays
 from supernet.vit import SupernetViT
 
@@ -88,6 +89,13 @@ def test_an_extracted_subnet_gives_the_outputs_of_the_supernet(space, model, ima
             expected = model(images, subnet)
             assert torch.equal(standalone(images), expected)
             assert torch.equal(reloaded(images), expected)
+
+
+def test_a_search_measures_the_outputs_of_extracted_subnets(space, model, images):
+    stores = Stores(model)
+    for subnet in subnets(space, 4):
+        with torch.inference_mode():
+            assert torch.equal(stores.network(subnet)(images), extract(model, subnet)(images))
 
 
 def test_every_site_is_quantized(operator, space, model, images):
