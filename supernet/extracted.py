@@ -28,7 +28,12 @@ class ExtractedNetwork:
 
     def __init__(self, module: SubnetViT, *, precision: Precision) -> None:
         self._module = module
-        self.blocks: list[Block] = [_block(cast(SubnetBlock, block), precision) for block in module.blocks]
+        self.blocks: list[Block] = []  # each with the pooling before it, if there is any
+        for index, block in enumerate(module.blocks):
+            function = _block(cast(SubnetBlock, block), precision)
+            if index in module.subnet.pooling:
+                function = _after(partial(module.pools[str(index)], observer=None), function)
+            self.blocks.append(function)
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """The logits."""
@@ -53,6 +58,10 @@ class ExtractedNetwork:
         """Logits of what the last block gives."""
         module = self._module
         return module.head.active()(module.sites.quantizer(None)("norm", module.norm.active()(x_BTD[:, 0])))
+
+
+def _after(first: Block, second: Block) -> Block:
+    return lambda x_BTD: second(first(x_BTD))
 
 
 def _block(block: SubnetBlock, precision: Precision) -> Block:

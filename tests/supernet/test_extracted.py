@@ -34,6 +34,15 @@ def test_pieces_make_up_the_whole(module, images):
         assert torch.equal(network.head(x_BTD), module(images))
 
 
+def test_pooling_is_not_left_out(make_space, make_supernet):
+    supernet = make_supernet(make_space(pooling=((1,),), image_size=(8,), depth=(2, 3)))
+    module = extract(supernet, supernet.space.largest())
+    images = torch.randn(2, 1, 8, 8)
+    with torch.inference_mode():
+        assert module.encode(images).shape[1] == 5
+        assert torch.equal(ExtractedNetwork(module, precision="float32")(images), module(images))
+
+
 @pytest.mark.skipif(fastest_precision(torch.device("cpu")) != "int8", reason="this CPU has no fast products of int8")
 def test_codes_give_what_the_stores_give(module, images, supernet):
     with torch.inference_mode():
