@@ -15,7 +15,7 @@ from quasar.run_folder import RunFolder
 from quasar.scaling.plan import Study, load_study
 
 #: all that a study writes; --overwrite removes these and nothing else
-FILES = ("train", "trainings.jsonl", "scale.json", "candidates.csv", "scale.png", "scale.yaml")
+FILES = ("train", "inherited.jsonl", "trainings.jsonl", "scale.json", "candidates.csv", "scale.png", "scale.yaml")
 
 
 @contextmanager

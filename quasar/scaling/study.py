@@ -41,6 +41,7 @@ from quasar.scaling.strategy import (
 )
 from quasar.scaling.trainings import Trained, TrainingJournal
 from supernet.alone import settings_alone, train_alone
+from supernet.config import Progress
 from supernet.data.splits import Split
 from supernet.evaluate import Evaluation, evaluate
 from supernet.standalone import extract
@@ -93,30 +94,21 @@ class _Trainer:
 
     def trained(
         self, shapes: Iterable[VitShape], seeds: Iterable[int], *, title: str, test: bool
-    ) -> list[list[Trained]]:
+    ) -> dict[VitShape, list[Trained]]:
         """The results of each shape with each seed, done now or earlier."""
-        shapes, seeds = list(shapes), list(seeds)
-        total = len(shapes) * len(seeds)
-        results: list[list[Trained]] = []
+        jobs = [(shape, seed) for shape in shapes for seed in seeds]
+        results: dict[VitShape, list[Trained]] = {}
         with stage(title) as progress:
-            for number, shape in enumerate(shapes):
-                results.append([])
-                for index, seed in enumerate(seeds):
-                    done = number * len(seeds) + index
-                    results[-1].append(
-                        self._one(
-                            shape,
-                            seed,
-                            test=test,
-                            progress=lambda step, steps, text, done=done: progress(
-                                done, total, f"training alone: step {step} of {steps}"
-                            ),
-                        )
-                    )
-            progress(total, total, "")
+            for done, (shape, seed) in enumerate(jobs):
+
+                def steps(step: int, of: int, text: str, done: int = done) -> None:
+                    progress(done, len(jobs), f"training alone: step {step} of {of}")
+
+                results.setdefault(shape, []).append(self._one(shape, seed, test=test, progress=steps))
+            progress(len(jobs), len(jobs), "")
         return results
 
-    def _one(self, shape: VitShape, seed: int, *, test: bool, progress: Any) -> Trained:
+    def _one(self, shape: VitShape, seed: int, *, test: bool, progress: Progress) -> Trained:
         config = self.study.config
         subnet = shape.subnet(config.space)
         known = self.journal.get((subnet.digest, seed))
@@ -149,22 +141,29 @@ def _alone(trainer: _Trainer, candidates: Candidates) -> dict[int, list[Evaluati
     """What each candidate reaches, by seed, after a training by itself."""
     numbers, config = _numbers(candidates), trainer.study.config
     seeds = range(config.seed, config.seed + trainer.study.plan.seeds)
-    shapes = [VitShape.of_row(candidates.shapes[number]) for number in numbers]
-    results = trainer.trained(shapes, seeds, title="candidates", test=False)
-    return {number: [trained.validation for trained in row] for number, row in zip(numbers, results, strict=True)}
+    shapes = {number: VitShape.of_row(candidates.shapes[number]) for number in numbers}
+    results = trainer.trained(shapes.values(), seeds, title="candidates", test=False)
+    return {number: [trained.validation for trained in results[shape]] for number, shape in shapes.items()}
 
 
 def _inherited(study: Study, candidates: Candidates, splits: tuple[Split, Split]) -> dict[int, list[Evaluation]]:
     """What each candidate reaches with the weights of one supernet over the space, trained now or earlier."""
     run, config = RunFolder(study.folder), study.config
     train_stage(run, config, splits)
-    model, _ = load_supernet(run, config)
+    model, checkpoint = load_supernet(run, config)
+    journal = TrainingJournal(study.folder / "inherited.jsonl", settings=checkpoint.digest)
     numbers, found = _numbers(candidates), {}
     with stage("candidates") as progress:
         for done, number in enumerate(numbers):
             progress(done, len(numbers), "inherited weights")
             subnet = VitShape.of_row(candidates.shapes[number]).subnet(config.space)
-            found[number] = [evaluate(extract(model, subnet), splits[1], batch_size=config.search.batch_size)]
+            key = (subnet.digest, config.seed)
+            inherited = journal.get(key)
+            if inherited is None:
+                result = evaluate(extract(model, subnet), splits[1], batch_size=config.search.batch_size)
+                inherited = Trained(validation=result, test=None)
+                journal.add(key, inherited)
+            found[number] = [inherited.validation]
         progress(len(numbers), len(numbers), "")
     return found
 
@@ -223,7 +222,6 @@ def _confirmed(
     first = config.seed + plan.seeds
     shapes = list(dict.fromkeys(shape for _, _, shape in compared))
     results = trainer.trained(shapes, range(first, first + plan.confirm_seeds), title="comparison", test=True)
-    of_shape = dict(zip(shapes, results, strict=True))
     macs = cost_function("macs", None)
     model = None if models is None else next(iter(models.values()))
     latency = None if model is None else cost_function("latency_ms", model)
@@ -238,8 +236,8 @@ def _confirmed(
                 shape=shape,
                 macs=macs(workload),
                 latency_ms=latency_ms if latency_ms is not None and np.isfinite(latency_ms) else None,
-                validation=tuple(trained.validation for trained in of_shape[shape]),
-                test=tuple(trained.test for trained in of_shape[shape] if trained.test is not None),
+                validation=tuple(trained.validation for trained in results[shape]),
+                test=tuple(trained.test for trained in results[shape] if trained.test is not None),
             )
         )
     return tuple(rows)
