@@ -255,10 +255,12 @@ def _side_by_side(chosen: Sequence[Chosen]) -> list[tuple[str, list[str]]]:
         return f"{sum(gemm.rows_high * gemm.count for gemm in gemms) / rows:.0%}" if rows else "–"
 
     kinds = dict.fromkeys(kind for choice in chosen for kind in figures.block_linears(choice.workload))
+    pools = [("pools before block", each(lambda c: ", ".join(map(str, c.subnet.pooling)) or "–"))]
     return [
         ("image", each(lambda c: f"{c.subnet.image_size} × {c.subnet.image_size}")),
         ("width", each(lambda c: f"{c.subnet.embed_dim}")),
         ("blocks", each(lambda c: f"{c.subnet.depth}")),
+        *(pools if any(choice.subnet.pooling for choice in chosen) else ()),
         ("heads of the blocks", each(lambda c: blocks(block.num_heads for block in c.subnet.blocks))),
         ("MLP ratios of the blocks", each(lambda c: blocks(block.mlp_ratio for block in c.subnet.blocks))),
         *((f"rows at high precision, {kind}", [high_share(choice, kind) for choice in chosen]) for kind in kinds),

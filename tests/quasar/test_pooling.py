@@ -28,6 +28,8 @@ def test_a_space_that_pools_is_trained_and_searched(cli, trained):
     assert {genotype[3] for genotype in genotypes} == {0, 1}
     assert cli("report", trained).code == 0
     front = json.loads((trained / "search" / "front.json").read_text())
+    pooled = [target for target in front["targets"] if "pooling" in target["subnet"]]
+    assert ("pools before block" in (trained / "report.html").read_text()) == bool(pooled)
     for target in front["targets"]:
         assert (target["val_accuracy_integer"] is None) == ("pooling" in target["subnet"])
 
