@@ -17,6 +17,7 @@ from typing import Any
 
 from hwmodel.cost import CostEstimate
 from hwmodel.files import write_atomic
+from hwmodel.registry import unknown_name
 from quasar.progress import stage
 from quasar.resilience.measure import Accuracy, Measurer
 from quasar.resilience.moves import KINDS, By, Step, all_single_moves, sequence
@@ -261,8 +262,6 @@ def _saved(points: Sequence[Point], drop: float) -> dict[str, Any]:
 
 def check_kinds(text: str) -> tuple[str, ...]:
     """The kinds that an option names, in the order of `KINDS`; raises `UsageError`."""
-    from hwmodel.registry import unknown_name
-
     named = [name.strip() for name in text.split(",")]
     for name in named:
         if name not in KINDS:

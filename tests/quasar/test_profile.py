@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image
+from measured_hosts import measured_host
 from torch import nn
 
 from hwmodel.cost import FpgaCostModel
 from hwmodel.device import load_hardware
+from hwmodel.errors import UsageError
 from hwmodel.explore import best_accelerator
+from hwmodel.processor_cost import RooflineCostModel
 from quasar.profiling.aten import OperatorCounter, count_operators, profile_operators
 from quasar.profiling.rows import FIGURES
 from quasar.profiling.workload import profile_on_board, profile_on_processor
@@ -121,13 +124,21 @@ class TestWorkloads:
             assert sum(profile.shares(figure)) == pytest.approx(1)
 
     def test_rows_of_a_processor_add_up_to_its_cost(self, space):
-        from hwmodel.processor_cost import RooflineCostModel
-
         workload, device = lower(space.largest()), load_hardware("jetson_tx2")
         profile = profile_on_processor(workload, device, network="x")
         cost = RooflineCostModel(device).estimate(workload)
         assert profile.total("latency_ms") == pytest.approx(cost.latency_ms)
         assert profile.total("energy_mj") == pytest.approx(cost.energy_mj)
+
+    def test_a_measured_host_without_its_power_has_no_energy(self, space, monkeypatch):
+        monkeypatch.setattr("hwmodel.measured.Host.difference", lambda _: None)
+        host = measured_host(largest=1000.0)
+        profile = profile_on_processor(lower(space.largest()), host, network="x")
+        assert profile.total("energy_mj") is None
+        assert profile.shares("energy_mj") is None
+        assert sum(profile.shares("latency_ms")) == pytest.approx(1)
+        with pytest.raises(UsageError, match="host was measured on the operators of plain Vision Transformers"):
+            profile_operators("levit_128s", host)
 
 
 class TestCommand:

@@ -237,6 +237,7 @@ class TestCommand:
         document = cli(*arguments, "--resume").document
         assert document | {"picture": ""} == expected | {"picture": ""}
 
+    @pytest.mark.slow
     def test_a_bundle(self, cli, run, here):
         bundle = next(path for path in sorted((run / "export").iterdir()) if path.is_dir())
         options = ("--images", "40", "--choose-images", "16", "--points", "1", "--kinds", "heads,rows")
@@ -247,6 +248,7 @@ class TestCommand:
         whole_split = cli("resilience", bundle, *options, "--images", "1000", "--out", "all", "--json").document
         assert whole_split["whole"]["accuracy"] == pytest.approx(measured)
 
+    @pytest.mark.slow
     def test_a_processor_and_other_ranking(self, cli, run):
         shutil.rmtree(run / "search")
         options = (*STUDY, "--kinds", "units", "--importance", "norm", "--json")
