@@ -118,8 +118,8 @@ def _refuse_pooling(subnet: Subnet) -> None:
     if subnet.pooling:
         places = ", ".join(map(str, subnet.pooling))
         raise UsageError(
-            f"subnet {subnet.digest} pools its patches before block {places}, which has no integer form, so it cannot "
-            "be exported; choose a subnet without pooling"
+            f"pooling of patches, here before block {places}, has no integer form, so this subnet cannot be exported; "
+            "choose one without pooling"
         )
 
 
