@@ -104,8 +104,8 @@ def _by_device(overrides: Sequence[str], devices: Mapping[str, object]) -> tuple
     for override in overrides:
         key, equals, value = override.partition("=")
         name, colon, key = key.rpartition(":")
-        if key == "hardware.device":
-            raise UsageError(f"override '{override}': the devices are those of --devices; leave it out")
+        if key in ("hardware.device", "name", "output_dir"):
+            raise UsageError(f"override '{override}': devices and their folders are those of --devices; leave it out")
         if not colon:
             common.append(override)
         elif name not in own:

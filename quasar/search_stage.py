@@ -333,5 +333,8 @@ def check_search(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
 
 
 def _changed(config: RunConfig, run: RunFolder) -> list[str]:
-    """The settings that differ from those of a run, wherever that is."""
-    return changed_settings(config, dataclasses.replace(run.config(), name=config.name, output_dir=config.output_dir))
+    """The settings that differ from those of a run; a device has another folder than its run, and no more."""
+    earlier = run.config()
+    if run.of_device(config.name).path == config.folder:
+        earlier = dataclasses.replace(earlier, name=config.name, output_dir=config.output_dir)
+    return changed_settings(config, earlier)
