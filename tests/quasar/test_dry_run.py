@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from quasar.config import load_config
+from quasar.hw_inputs import workload_of
 from quasar.pipeline import check_names
+from quasar.scaling.plan import load_study
 
 RECIPES = [
     path for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml")) if "tune-" not in path.name
@@ -12,7 +14,12 @@ RECIPES = [
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_say_what_to_expect(path):
-    check_names(load_config(path))
+    if path.stem.startswith("scale-"):
+        check_names(load_study(path).config)
+    elif path.stem.startswith("pit-"):
+        assert workload_of(str(path), 0.5).macs == 711_565_824
+    else:
+        check_names(load_config(path))
     header = path.read_text().split("\n\n")[0]
     for part in ("command: ", "duration: ", "hardware: ", "expected: "):
         assert f"# {part}" in header
