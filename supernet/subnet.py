@@ -64,6 +64,8 @@ def pooling_mistake(pooling: tuple[int, ...], *, depth: int, grid: int) -> str |
     """What is wrong with the places of pooling in a network of so many blocks and of `grid` x `grid` patches."""
     if list(pooling) != sorted(set(pooling)):
         return f"must name blocks in ascending order, each once, not {list(pooling)}"
+    if pooling and depth < 2:
+        return f"needs at least two blocks, and a network has one, not {list(pooling)}"
     if pooling and not (pooling[0] >= 1 and pooling[-1] < depth):
         return f"must name blocks from 1 to {depth - 1}, as a network has {depth}, not {list(pooling)}"
     if pooling and grid <= 2 ** (len(pooling) - 1):

@@ -50,7 +50,7 @@ def test_another_pooling_cannot_be_resumed(cli, config, trained, refused):
 
 def test_mistakes_name_the_key(refused, config):
     assert "space" in (error := refused(2, "train", config, "space.pooling=[[1]]"))
-    assert "pooling: a choice must name blocks from 1 to 0, as a network has 1, not [1]" in error
+    assert "pooling: a choice needs at least two blocks, and a network has one, not [1]" in error
 
 
 def test_a_subnet_file_with_pooling_is_estimated(cli, trained, here):
