@@ -116,6 +116,7 @@ def test_files_that_hold_no_strategy(refused, here):
     assert "other.json: is not the result of a study" in refused(3, "scale", "--apply", "other.json", "--budget", 1)
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_the_same(finished_study, start_stopping, cli, config, contents):
     process = start_stopping("scale", config, where="quasar.scaling.study:train_alone", count=3)
     process.end(signal.SIGKILL)
@@ -192,6 +193,7 @@ def test_options_that_need_apply(refused, config):
     assert "give a configuration file" in refused(2, "scale")
 
 
+@pytest.mark.slow
 def test_candidates_inherit_from_one_supernet(cli, config):
     given = ["scale.mode=supernet", "scale.candidates=2", "scale.best=1", "train.epochs=2"]
     result = cli("scale", config, *given, "--json")
