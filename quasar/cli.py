@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,7 @@ def run_command(
     settings = load_config(config, overrides or ())
     from quasar import export_stage, finetune_stage, pipeline, search_stage, summary
     from quasar.report import write_report
+    from quasar.run_subnets import feasible_targets
 
     splits = pipeline.prepare(settings, resume=resume)
     with open_run(settings, resume=resume, overwrite=overwrite) as run:
@@ -76,7 +78,11 @@ def run_command(
         front = run.read_front()
         if settings.finetune is not None:
             finetune_stage.finetune_stage(run, settings, splits)
-        bundles = export_stage.export_stage(run, settings, splits, overwrite=True)
+        reasons, bundles = export_stage.not_exported(run), {}
+        if len(reasons) < len(feasible_targets(run)):
+            bundles = export_stage.export_stage(run, settings, splits, overwrite=True)
+        else:
+            print(f"warning: nothing is exported: {next(iter(reasons.values()))}", file=sys.stderr)
         write_report(run.path)
     if not as_json:
         summary.print_front(front, bundles)

@@ -25,6 +25,7 @@ from quasar.run_subnets import SUBNET_SUFFIXES, feasible_targets, named_subnet
 from quasar.targets import build_cost_model
 from supernet.data.splits import Split
 from supernet.evaluate import evaluate
+from supernet.integer_vit import check_integer_form
 from supernet.lowering import lower
 from supernet.standalone import SubnetViT, extract
 from supernet.subnet import Subnet
@@ -33,6 +34,21 @@ from supernet.subnet import Subnet
 def named_formats(given: Sequence[str] | None) -> tuple[Format, ...] | None:
     """The forms that `--format` names, each time one or several by commas; None for the default of `write_bundle`."""
     return None if given is None else choose_formats([name.strip() for text in given for name in text.split(",")])
+
+
+def not_exported(run: RunFolder) -> dict[str, str]:
+    """Why a target's subnet cannot be exported, by the targets' folder names; empty where all can be.
+
+    Bundles are for FPGA boards, and for networks whose integer arithmetic is known.
+    """
+    reasons = {}
+    for name, target in feasible_targets(run).items():
+        try:
+            load_device(run.read_front()["device"])
+            check_integer_form(Subnet.from_dict(target["subnet"], source=str(run.front)))
+        except UsageError as error:
+            reasons[name] = str(error)
+    return reasons
 
 
 def export_stage(
@@ -45,12 +61,21 @@ def export_stage(
 ) -> dict[str, Path]:
     """Writes a bundle for the chosen subnet of each feasible target; gives the folders by the targets' folder names.
 
+    Targets whose subnets cannot be exported are left out, and stderr says why.
+
     Raises:
-        UsageError: a bundle exists and is not to be overwritten, or a subnet has no form of `formats`.
+        UsageError: a bundle exists and is not to be overwritten, a subnet has no form of `formats`, or none can be
+            exported.
         DamagedInputError: `front.json` is of another supernet, or damaged.
     """
     run.read_front()  # raises where there is none
-    targets, exporter = feasible_targets(run), _Exporter(run, config, splits, formats, overwrite=overwrite)
+    targets, reasons = feasible_targets(run), not_exported(run)
+    if reasons.keys() == targets.keys():
+        raise UsageError(next(iter(reasons.values()), f"{run.front}: no target is feasible; search again"))
+    for name, reason in reasons.items():
+        print(f"warning: {name} is not exported: {reason}", file=sys.stderr)
+        del targets[name]
+    exporter = _Exporter(run, config, splits, formats, overwrite=overwrite)
     bundles: dict[str, Path] = {}
     with stage("export") as progress:
         for name, target in targets.items():

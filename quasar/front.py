@@ -136,6 +136,8 @@ class Front:
         data = cast(dict[str, Any], TypeAdapter(Front).dump_python(self, mode="json"))
         for trial in data["pareto"]:
             del trial["complete"]  # all of a front are
+        for target, entry in zip(self.targets, data["targets"], strict=True):
+            entry["subnet"] = None if target.subnet is None else target.subnet.to_dict()
         uniform = data["baselines"]["uniform"] if data["baselines"] else []
         alternatives = [other for target in data["targets"] for other in target["alternatives"]]
         for measured in (*data["pareto"], *data["targets"], *alternatives, *uniform):

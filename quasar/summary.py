@@ -67,7 +67,8 @@ def print_front(front: Mapping[str, Any], bundles: Mapping[str, Path]) -> None:
             f"{target['test_accuracy']:.2%}",
         ]
         if bundles:
-            row.append(_sizes(bundles[target_folder(target)]))
+            bundle = bundles.get(target_folder(target))
+            row.append("–" if bundle is None else _sizes(bundle))
         table.add_row(*row)
     console = _console()
     console.print(table)
@@ -280,7 +281,8 @@ def print_next(run: RunFolder, bundles: Mapping[str, Path]) -> None:
     print(f"report:  {run.report}")
     for path in bundles.values():
         print(f"export:  {path}")
-    print(f"next:    {program()} verify {run.path}")
+    if bundles:
+        print(f"next:    {program()} verify {run.path}")
 
 
 def program() -> str:

@@ -61,7 +61,7 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
     Raises:
         UsageError: an operator of the subnet has no integer form, or it pools.
     """
-    _refuse_pooling(module.subnet)
+    check_integer_form(module.subnet)
     largest = torch.zeros(())
     scores: list[float | None] = []
     smallest = 1e-8
@@ -114,13 +114,16 @@ def find_ranges(module: SubnetViT, x_BCHW: Tensor) -> IntegerRanges:
     )
 
 
-def _refuse_pooling(subnet: Subnet) -> None:
+def check_integer_form(subnet: Subnet) -> None:
+    """Raises `UsageError` where the arithmetic of the hardware is not known for all that the subnet does."""
     if subnet.pooling:
         places = ", ".join(map(str, subnet.pooling))
         raise UsageError(
             f"pooling of patches, here before block {places}, has no integer form, so this subnet cannot be exported; "
             "choose one without pooling"
         )
+    for block in subnet.blocks:
+        integer_form(block.operator)
 
 
 def integer_form(name: str) -> type[IntegerMixer]:
@@ -222,7 +225,7 @@ class IntegerViT:
             UsageError: an operator has no integer form, the subnet pools, activations have not 8 bits, or a factor is
                 beyond what the hardware holds.
         """
-        _refuse_pooling(module.subnet)
+        check_integer_form(module.subnet)
         if module.subnet.act_bits != ACT_BITS:
             raise UsageError(f"the integer network has activations of {ACT_BITS} bits, not {module.subnet.act_bits}")
         stem = module.sites

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quasar.run_folder import RunFolder
+
 POOLING = ("space.depth=[2]", "space.pooling=[[],[1]]", "search.targets=[{latency_ms: 0.0066}, {latency_ms: 1}]")
+ON_TX2 = ("hardware.device=jetson_tx2", "hardware.array=null", "hardware.backend=null")
 RUN = Path("runs/tiny")
 
 
@@ -61,3 +64,37 @@ def test_a_subnet_file_with_pooling_is_estimated(cli, trained, here):
     result = cli("hw", "estimate", "pooled.yaml", "--array", "8x16", "--backend", "dual", "--json")
     assert result.code == 0, result
     assert "pools.1.merge" in {layer["name"] for layer in result.document["layers"]}
+
+
+def test_what_can_be_exported_is(cli, trained):
+    assert (
+        cli("search", trained, "search.algorithm=random", "search.targets=[{latency_ms: 0.5}, {latency_ms: 1}]").code
+        == 0
+    )
+    path = trained / "search" / "front.json"
+    front = json.loads(path.read_text())
+    space = RunFolder(trained).config().space
+    subnets = [space.smallest(), space.largest()]
+    assert [bool(subnet.pooling) for subnet in subnets] == [True, False]
+    for target, subnet in zip(front["targets"], subnets, strict=True):
+        target["subnet"] = subnet.to_dict()
+    path.write_text(json.dumps(front))
+    result = cli("export", trained)
+    assert result.code == 0, result
+    assert "warning: latency-0.5ms is not exported: pooling of patches, here before block 1" in result.err
+    assert [bundle.name for bundle in (trained / "export").iterdir()] == ["latency-1ms"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("space.depth=[2]", "space.pooling=[[1]]", "search.targets=[{latency_ms: 1}]"), "pooling of patches"),
+        ((*ON_TX2, "search.targets=[{latency_ms: 0.2}]"), "jetson_tx2 is no FPGA board"),
+    ],
+)
+def test_a_run_of_which_nothing_can_be_exported_has_a_report(cli, config, settings, reason):
+    result = cli("run", config, *settings)
+    assert result.code == 0, result
+    assert f"warning: nothing is exported: {reason}" in result.err
+    assert (RUN / "report.html").exists()
+    assert not (RUN / "export").exists()
