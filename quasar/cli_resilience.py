@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -75,8 +74,12 @@ def resilience(
     if folder.is_file():
         raise UsageError(f"{folder}: is a file; give another --out")
     _check_folder(folder, resume=resume, overwrite=overwrite)
+    from contextlib import nullcontext
+
+    from quasar.config import CONFIG_FILE
     from quasar.resilience.opening import Settings, open_study
     from quasar.resilience.study import run_study
+    from quasar.run_folder import RunFolder
 
     settings = Settings(
         subnet=subnet,
@@ -88,9 +91,11 @@ def resilience(
         precision=None if precision == "auto" else cast("Precision", precision),
         paths=paths,
     )
-    study = open_study(network, settings, folder=folder)
-    document = run_study(study, kinds=chosen, until=until, points=points, drop=drop / 100, folder=folder)
-    picture = _draw(document, folder)
+    run = RunFolder(network)
+    with run.locked() if (run.path / CONFIG_FILE).is_file() else nullcontext():
+        study = open_study(network, settings, folder=folder, overwrite=overwrite)
+        document = run_study(study, kinds=chosen, until=until, points=points, drop=drop / 100, folder=folder)
+        picture = _draw(document, folder)
     if not as_json:
         from quasar.resilience.printing import print_study
 
@@ -117,15 +122,14 @@ def _check(
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Clears or keeps what an earlier study left; raises `UsageError` if it is not said which, or others are there."""
-    own = {"measured.jsonl", "resilience.json", "resilience.png"}
+    """Raises `UsageError` if it is not said what to do with what an earlier study left, or other files are there."""
+    from quasar.resilience.journal import FILES
+
     found = {item.name for item in folder.iterdir()} if folder.exists() else set()
-    if found - own:
-        raise UsageError(f"{folder}: holds other files ({min(found - own)}, …); give another --out")
+    if others := found - set(FILES):
+        raise UsageError(f"{folder}: holds other files ({min(others)}, …); give another --out")
     if found and not (resume or overwrite):
         raise UsageError(f"{folder}: holds a study already; go on with --resume, replace it with --overwrite, or --out")
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
 
 
 def _draw(document: Mapping[str, Any], folder: Path) -> Path:

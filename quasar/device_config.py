@@ -53,6 +53,8 @@ def device_configs(
     named = named_devices(devices, option="--devices")
     common, own = _by_device(overrides, named)
     shares = None if quantiles is None else _shares(quantiles)
+    if shares is not None and any(override.startswith("search.targets=") for override in common):
+        raise UsageError("--quantiles and search.targets both say what all devices are to reach; give one of them")
     configs = {}
     for name, (given, device) in named.items():
         folder = RunFolder(path).of_device(name).path

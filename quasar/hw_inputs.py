@@ -38,6 +38,8 @@ def workload_of(what: str, ratio: float) -> Workload:
         document = read_yaml(path, what="subnet file")
         if isinstance(document, dict) and "widths" in document:  # stages: the shape of a PiT
             return lower_pit(PitShape.from_dict(document, source=str(path)), high_precision_ratio=ratio)
+        if ratio != 1:
+            raise UsageError(f"--ratio is for networks without row precisions, and {path} says its own; leave it out")
         return lower(Subnet.from_dict(document, source=str(path)))
     from supernet.timm_vit import workload_of_timm
 

@@ -101,7 +101,10 @@ def _step(
 
 
 def _check(config: TrainConfig) -> None:
-    """Raises `UsageError` for a setting that would have no effect."""
+    """Raises `UsageError` for a setting that would have no effect.
+
+    But for `train.auxiliary_share`, whose default is not 0: operators of a PiT add nothing in training.
+    """
     for name, off in (("mixup", 0), ("cutmix", 0), ("drop_path", 0), ("accumulate", 1)):
         if getattr(config, name) != off:
             raise UsageError(f"train.{name}: the training of a PiT has none; set it to {off}")

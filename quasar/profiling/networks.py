@@ -33,6 +33,8 @@ def profile_network(what: str, *, subnet: str | None, device: str | None, ratio:
     path = Path(what)
     accelerator = None
     if (path / "config.yaml").is_file():
+        if ratio != 1:
+            raise UsageError(f"--ratio is for networks without row precisions, and those of {path} have them")
         workload, own_device = _of_run(RunFolder(path), subnet)
     elif subnet is not None:
         raise UsageError(f"--subnet is for run folders, and '{what}' is none (it has no config.yaml)")

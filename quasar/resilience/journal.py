@@ -9,6 +9,11 @@ from typing import Any
 from hwmodel.errors import DamagedInputError, UsageError
 from hwmodel.files import append_line, write_atomic
 
+#: what has been measured, in the folder of a study
+JOURNAL = "measured.jsonl"
+#: all that a study writes
+FILES = (JOURNAL, "resilience.json", "resilience.png")
+
 
 class Journal:
     """Results by key in a file of JSON lines, the first of which says what they depend on.
@@ -29,7 +34,7 @@ class Journal:
             whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
             lines = whole.splitlines()
             number = 1
-            earlier = json.loads(lines[0])["settings"] if lines else settings
+            earlier = dict(json.loads(lines[0])["settings"]) if lines else settings
             for number, line in enumerate(lines[1:], start=2):  # noqa: B007  (named by the error)
                 row = json.loads(line)
                 self._known[row["key"]] = row["result"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from quasar.export.manifest import MANIFEST
 from quasar.hw_inputs import read_accelerator
 from quasar.processors import processor_model
 from quasar.progress import stage
-from quasar.resilience.journal import Journal
+from quasar.resilience.journal import FILES, JOURNAL, Journal
 from quasar.resilience.measure import Measurer
 from quasar.run_folder import RunFolder
 from quasar.run_subnets import known_names, named_subnet
@@ -42,9 +44,6 @@ from supernet.standalone import SubnetViT, extract
 from supernet.stores import Precision, fastest_precision
 from supernet.subnet import Subnet
 from supernet.vit import SupernetViT
-
-#: what has been measured, in the folder of a study
-JOURNAL = "measured.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,23 +78,31 @@ class Study:
     paths_are: str
 
 
-def open_study(path: Path, settings: Settings, *, folder: Path) -> Study:
-    """Opens a run or a bundle for a study whose journal is in `folder`.
+def open_study(path: Path, settings: Settings, *, folder: Path, overwrite: bool = False) -> Study:
+    """Opens a run or a bundle for a study whose journal is in `folder`; `overwrite` removes an earlier one at the end.
 
     Raises:
         UsageError: there is no such network, split or device, they do not go together, or the journal is of others.
         DamagedInputError: a file cannot be read.
     """
     if (path / MANIFEST).is_file():
-        return _of_bundle(path, settings, folder=folder)
+        return _of_bundle(path, settings, partial(_journal, folder, overwrite=overwrite))
     if not (path / CONFIG_FILE).is_file():
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             raise UsageError(f"{path}: is a configuration; run `quasar train {path}` first, and give the run folder")
         raise UsageError(f"{path}: is neither a run folder (no {CONFIG_FILE}) nor a bundle (no {MANIFEST})")
-    return _of_run(RunFolder(path), settings, folder=folder)
+    return _of_run(RunFolder(path), settings, partial(_journal, folder, overwrite=overwrite))
 
 
-def _of_run(run: RunFolder, settings: Settings, *, folder: Path) -> Study:
+def _journal(folder: Path, facts: dict[str, Any], *, overwrite: bool) -> Journal:
+    """The journal of a study of which all else is known to be right: only then an earlier one may go."""
+    if overwrite:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+    return Journal(folder / JOURNAL, facts)
+
+
+def _of_run(run: RunFolder, settings: Settings, journal_of: Callable[[dict[str, Any]], Journal]) -> Study:
     config = run.config()
     if settings.subnet is None:
         raise UsageError(f"{run.path} is a run folder: say which subnet with --subnet ({', '.join(known_names(run))})")
@@ -111,7 +118,7 @@ def _of_run(run: RunFolder, settings: Settings, *, folder: Path) -> Study:
     choice = _choice(train_split, settings.choose_images, device=module.cls_token.device)
     facts = _facts(settings, module, weights=checkpoint.digest, split=images, importance="fisher")
     paths, paths_are = _paths(run, config, settings.paths)
-    journal = Journal(folder / JOURNAL, facts)
+    journal = journal_of(facts)
     measurer = Measurer(
         module,
         low_precision(supernet, module),
@@ -132,7 +139,7 @@ def _of_run(run: RunFolder, settings: Settings, *, folder: Path) -> Study:
     )
 
 
-def _of_bundle(path: Path, settings: Settings, *, folder: Path) -> Study:
+def _of_bundle(path: Path, settings: Settings, journal_of: Callable[[dict[str, Any]], Journal]) -> Study:
     if settings.subnet is not None:
         raise UsageError(f"--subnet is for run folders; {path} is a bundle with one subnet")
     if settings.importance == "fisher":
@@ -153,7 +160,7 @@ def _of_bundle(path: Path, settings: Settings, *, folder: Path) -> Study:
     weights = bundle.manifest.checkpoint_digest
     facts = _facts(settings, module, weights=weights, split=images, importance="norm")
     model = _model_of_bundle(path, settings.device)
-    journal = Journal(folder / JOURNAL, facts)
+    journal = journal_of(facts)
     measurer = Measurer(
         module,
         requantized(module),

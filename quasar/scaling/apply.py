@@ -25,13 +25,9 @@ from supernet.validation import validate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What is read from `scale.json`: the strategy with the family that it was found for, and its configuration.
-
-    `compound` is compound scaling by hand, from the baseline.
-    """
+    """What is read from `scale.json`: the strategy with the family that it was found for, and its configuration."""
 
     strategy: Strategy
-    compound: Strategy
     family: VitFamily
     config: RunConfig
 
@@ -52,18 +48,14 @@ def load_strategy(path: Path) -> Found:
         raise DamagedInputError(f"{file}: cannot be read as the result of a study ({error})") from None
     try:
         config = {key: value for key, value in document["config"].items() if key != "scale"}
-        laws = {name: dict(document[name]) for name in ("strategy", "compound")}
-        bases = {name: law.pop("base") for name, law in laws.items()}
+        law = dict(document["strategy"])
+        base = law.pop("base")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedInputError(f"{file}: is not the result of a study (no {error})") from None
     settings = validate(RunConfig, config, source=str(file), error=DamagedInputError)
-    shape = validate(VitShape, bases["strategy"], source=f"{file}: strategy.base", error=DamagedInputError)
-    strategy, compound = (
-        validate(Strategy, law, source=f"{file}: {name}", error=DamagedInputError) for name, law in laws.items()
-    )
+    shape = validate(VitShape, base, source=f"{file}: strategy.base", error=DamagedInputError)
     return Found(
-        strategy=strategy,
-        compound=compound,
+        strategy=validate(Strategy, law, source=f"{file}: strategy", error=DamagedInputError),
         family=VitFamily(base=shape, space=settings.space),
         config=settings,
     )

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,16 +122,7 @@ class ScalePlan:
     compound: Compound = Compound()
 
     def __post_init__(self) -> None:
-        if len(self.budgets) < 2:
-            raise ValueError(f"budgets: exponents need at least two budgets, not {len(self.budgets)}")
-        if len({budget.unit for budget in self.budgets}) > 1:
-            raise ValueError("budgets: give all in macs, or all as latency_ms or fps")
-        costs = [budget.cost for budget in self.budgets]
-        if len(set(costs)) < len(costs):
-            raise ValueError("budgets: the same one is given twice")
-        object.__setattr__(self, "budgets", tuple(sorted(self.budgets, key=lambda budget: budget.cost)))
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
+        self._check_budgets()
         for name in ("candidates", "best", "seeds", "confirm_seeds", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -146,6 +138,24 @@ class ScalePlan:
                 )
             if self.seeds > 1:
                 raise ValueError("seeds: in the mode supernet candidates inherit their weights; give seeds: 1")
+
+    def _check_budgets(self) -> None:
+        if len(self.budgets) < 2:
+            raise ValueError(f"budgets: exponents need at least two budgets, not {len(self.budgets)}")
+        if len({budget.unit for budget in self.budgets}) > 1:
+            raise ValueError("budgets: give all in macs, or all as latency_ms or fps")
+        costs = [budget.cost for budget in self.budgets]
+        if len(set(costs)) < len(costs):
+            raise ValueError("budgets: the same one is given twice")
+        object.__setattr__(self, "budgets", tuple(sorted(self.budgets, key=lambda budget: budget.cost)))
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
+        for lower, upper in pairwise(sorted(costs)):
+            if lower * (1 + self.tolerance) >= upper * (1 - self.tolerance):
+                raise ValueError(
+                    f"budgets: {lower:g} and {upper:g} are too close: a network may be within the tolerance of both, "
+                    f"{self.tolerance:g}; lower it, or give other budgets"
+                )
 
     @property
     def unit(self) -> Unit:
@@ -230,6 +240,12 @@ def _check_fits(study: Study) -> None:
             raise UsageError(
                 f"{study.source}: scale.patch_size: {patch} divides none of space.image_size {list(space.image_size)}"
             )
+    if space.pooling != ((),):
+        raise UsageError(f"{study.source}: space.pooling: the shapes of a study do not pool; leave it out")
+    try:
+        plan.baseline.subnet(space)
+    except UsageError as error:
+        raise UsageError(f"{study.source}: scale.baseline: {error}") from error
     if not study.epochs:
         raise UsageError(f"{study.source}: train.epochs is 0; give scale.epochs")
     if config.hardware.accelerator == "shared":

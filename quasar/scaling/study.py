@@ -60,6 +60,7 @@ def scale(study: Study, *, resume: bool = False, overwrite: bool = False) -> dic
     check_names(study.config)
     models = device_models(study)
     candidates = find_candidates(study, models)
+    _by_hand(study, models)  # a baseline that the device cannot hold shows before anything is trained
     splits = open_splits(study.config)
     with open_folder(study, resume=resume, overwrite=overwrite) as folder:
         trainer = _Trainer(study, splits, folder)
@@ -168,6 +169,14 @@ def _inherited(study: Study, candidates: Candidates, splits: tuple[Split, Split]
     return found
 
 
+def _by_hand(study: Study, models: dict[int, CostModel] | None) -> Strategy:
+    """Compound scaling from the baseline; raises `InfeasibleError` if the device cannot hold that."""
+    plan = study.plan
+    law = Strategy(unit=plan.unit, exponents=Exponents.of_compound(plan.compound), cost=1.0)
+    cost_of = cost_function(plan.unit, None if models is None else models[study.patch_sizes[0]])
+    return law.moved(VitFamily(base=plan.baseline, space=study.config.space), cost_of)
+
+
 def _outcome(
     trainer: _Trainer,
     candidates: Candidates,
@@ -190,8 +199,7 @@ def _outcome(
     )
     cost_of = cost_function(plan.unit, None if models is None else models[study.patch_sizes[0]])
     unscaled = VitFamily(base=plan.baseline, space=config.space)
-    by_hand = Strategy(unit=plan.unit, exponents=Exponents.of_compound(plan.compound), cost=1.0)
-    by_hand = by_hand.moved(unscaled, cost_of)
+    by_hand = _by_hand(study, models)
     compared: list[tuple[str, float | None, VitShape]] = [("baseline", None, plan.baseline)]
     left_out = []
     for budget, chosen, of_budget in zip(plan.budgets, candidates.chosen, measured, strict=True):

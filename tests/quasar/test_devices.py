@@ -148,6 +148,7 @@ def run_copy(finished, here):
         (2, ["--quantiles", "0.5"], "--quantiles is for searches with --devices"),
         (2, [*TWO, "--quantiles", "0,1"], "--quantiles must be shares in (0, 1] by commas"),
         (2, [*TWO, "--quantiles", "half"], "not 'half'"),
+        (2, [*TWO, "--quantiles", "0.5", "search.targets=[{latency_ms: 1}]"], "give one of them"),
         (2, [*TWO, "--quantiles", "0.5,0.5"], "the same limit is given twice"),
         (2, [*TWO, "hardware.device=v100"], "devices and their folders are those of --devices"),
         (2, [*TWO, "output_dir=elsewhere"], "devices and their folders are those of --devices"),

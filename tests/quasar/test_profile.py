@@ -179,6 +179,10 @@ class TestCommand:
     def test_a_mistake_is_one_line(self, refused, arguments, message):
         assert message in refused(2, "profile", *arguments)
 
+    def test_a_network_with_row_precisions_takes_no_others(self, refused, run, subnet):
+        assert "is for networks without row precisions" in refused(2, "profile", subnet, "--ratio", "0.5")
+        assert "--ratio" in refused(2, "profile", run, "--subnet", "max", "--ratio", "0.5")
+
     def test_a_picture_is_not_replaced_unasked(self, refused, subnet, here):
         (here / "there.png").write_bytes(b"mine")
         assert "--overwrite" in refused(2, "profile", subnet, "--out", "there.png")

@@ -80,6 +80,9 @@ class TestJournal:
         path.write_text(path.read_text() + '{"kee": 1}\n')
         with pytest.raises(DamagedInputError, match="line 3 is damaged"):
             Journal(path, {})
+        path.write_text('{"settings": 3}\n')
+        with pytest.raises(DamagedInputError, match="line 1 is damaged"):
+            Journal(path, {})
 
 
 @pytest.fixture
@@ -296,4 +299,8 @@ class TestCommand:
         assert cli("resilience", run, *options).code == 0
         assert "--resume" in refused(2, "resilience", run, *options)
         assert "images 40, not 50" in refused(2, "resilience", run, *options, "--images", "50", "--resume")
+        wrong = ("--subnet", "mxa", *options[2:])
+        assert options[0] == "--subnet"
+        assert "unknown subnet 'mxa'" in refused(2, "resilience", run, *wrong, "--overwrite")
+        assert len(list((run / "resilience").iterdir())) == 3
         assert cli("resilience", run, *options, "--images", "50", "--overwrite").code == 0

@@ -16,7 +16,7 @@ def found(study):
     family = VitFamily(base=settings.plan.baseline, space=settings.config.space)
     cost = latency_function(settings.config.hardware)(family.lower(family.base))
     strategy = Strategy(unit="latency_ms", exponents=Exponents(depth=0.5, width=0.3, resolution=0.0), cost=cost)
-    return Found(strategy=strategy, compound=strategy, family=family, config=settings.config)
+    return Found(strategy=strategy, family=family, config=settings.config)
 
 
 def test_another_device_is_another_clock_for_the_same_growth(found):
@@ -49,7 +49,7 @@ def test_what_cannot_be_applied(found):
         apply(found, 1.0, device="jetson_tx3")
     shrinking = Strategy(unit="latency_ms", exponents=Exponents(depth=-1.0, width=0.0, resolution=0.0), cost=0.1)
     with pytest.raises(InfeasibleError, match="no costlier"):
-        apply(Found(strategy=shrinking, compound=shrinking, family=found.family, config=found.config), 1.0)
+        apply(Found(strategy=shrinking, family=found.family, config=found.config), 1.0)
 
 
 def test_gains_by_hand():

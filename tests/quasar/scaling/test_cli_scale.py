@@ -162,6 +162,11 @@ def test_a_folder_of_something_else_is_left_alone(refused, config):
     assert "is not the folder of a study but holds files" in refused(2, "scale", config, "--overwrite")
 
 
+def test_shapes_do_not_pool(refused, config):
+    settings = ("space.depth=[2,3]", "scale.baseline.depth=2", "space.pooling=[[1]]")
+    assert "space.pooling: the shapes of a study do not pool" in refused(2, "scale", config, *settings)
+
+
 @pytest.mark.parametrize(
     ("override", "code", "message"),
     [
@@ -170,6 +175,12 @@ def test_a_folder_of_something_else_is_left_alone(refused, config):
         ("scale.budgets=[{macs: 1.0e+4}, {fps: 100}]", 2, "give all in macs"),
         ("scale.budgets=[{macs: 1.0e+4}, {macs: 1.0e+4}]", 2, "the same one is given twice"),
         ("scale.budgets=[{macs: 1.0e+4}, {macs: 9.0e+9}]", 4, "the nearest costs"),
+        (
+            "scale.budgets=[{macs: 1.0e+4}, {macs: 1.5e+4}]",
+            2,
+            "too close: a network may be within the tolerance of both",
+        ),
+        ("scale.baseline.mlp_ratio=0.001", 2, "scale.baseline: blocks[0]: mlp_ratio"),
         ("scale.budget=3", 2, "did you mean 'budgets'?"),
         ("scale.best=9", 2, "best (9) must not be more than candidates (3)"),
         ("scale.compound.depth=2", 2, "so that the cost doubles"),
