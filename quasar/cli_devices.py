@@ -23,7 +23,7 @@ def search_for_devices(
     """`quasar search --devices`, or with `profile` what the space offers on each; `quiet` prints nothing on stdout."""
     if devices is None:
         raise UsageError("--quantiles is for searches with --devices; give the devices by commas")
-    from quasar.device_config import device_configs
+    from quasar.device_config import device_configs, named_devices
     from quasar.run_folder import RunFolder
 
     run = RunFolder(path)
@@ -31,6 +31,13 @@ def search_for_devices(
         raise UsageError(f"{path}: holds the search of one device; give the run, {run.base.path}, with --devices")
     if not profile:
         run.config()  # says so if this is no run folder
+        for name in named_devices(devices, option="--devices"):  # costs of large spaces take a minute to get ready
+            folder = run.of_device(name)
+            if (folder.front.exists() or folder.journal.exists()) and not (resume or overwrite):
+                raise UsageError(
+                    f"{folder.path}: has been searched; use --resume to continue, and for devices that are new, or "
+                    "--overwrite to search anew"
+                )
     configs = device_configs(path, devices, overrides, quantiles=quantiles, resume=resume and not profile)
     if profile:
         return _profiles(configs, quiet=quiet)

@@ -117,8 +117,11 @@ def export_subnet(
     target = feasible_targets(run).get(subnet)
     if target is None and folder in feasible_targets(run):
         raise UsageError(f"'{folder}' is the bundle of a target; give another --name")
-    with stage("export"):
-        return _Exporter(run, config, splits, formats, overwrite=overwrite).export(chosen, folder, target)
+    with stage("export") as progress:
+        progress(0, 1, folder)
+        bundle = _Exporter(run, config, splits, formats, overwrite=overwrite).export(chosen, folder, target)
+        progress(1, 1, "")
+    return bundle
 
 
 class _Exporter:

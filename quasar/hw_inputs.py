@@ -32,6 +32,8 @@ def workload_of(what: str, ratio: float) -> Workload:
     if not 0 <= ratio <= 1:
         raise UsageError(f"--ratio must lie in [0, 1], not {ratio}")
     path = Path(what)
+    if (path / "config.yaml").is_file():
+        raise UsageError(f"{path}: is a run folder; give a bundle, {path}/export/<target>")
     if path.is_dir():
         path = path / "subnet.yaml"
     if path.suffix in (".yaml", ".yml", ".json") or path.exists():
