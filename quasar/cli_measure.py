@@ -49,7 +49,7 @@ def measure(
     from quasar.measuring.measure import journal_of
     from quasar.measuring.measure import measure as measure_host
     from quasar.measuring.plan import FULL, QUICK
-    from quasar.measuring.runtime import open_runtime
+    from quasar.measuring.opening import open_runtime
 
     journal = journal_of(out)
     if journal.exists() and not (resume or overwrite):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from hwmodel.errors import UsageError
 from supernet.subnet import BlockChoice, Subnet
 
 #: runs something once, and keeps its results where they are
@@ -112,16 +111,3 @@ def linear_copies(tokens: int, inputs: int, rows: int) -> int:
     weights = inputs * rows
     several = min(36, max(2, 2**22 // weights))
     return several if several * tokens * weights <= 1e9 else min(several, COPIES)
-
-
-def open_runtime(name: str, *, threads: int) -> HostRuntime:
-    """The runtime called "onnxruntime" or "torch"; raises `UsageError` for another name or a missing package."""
-    if name == "onnxruntime":
-        from quasar.measuring.on_onnxruntime import OnnxRuntime
-
-        return OnnxRuntime(threads)
-    if name == "torch":
-        from quasar.measuring.on_torch import TorchRuntime
-
-        return TorchRuntime(threads)
-    raise UsageError(f"--runtime must be onnxruntime or torch, not '{name}'")
