@@ -48,8 +48,8 @@ def measure(
         raise UsageError(f"{out}: exists; give another --out, or --overwrite")
     from quasar.measuring.measure import journal_of
     from quasar.measuring.measure import measure as measure_host
-    from quasar.measuring.plan import FULL, QUICK
     from quasar.measuring.opening import open_runtime
+    from quasar.measuring.plan import FULL, QUICK
 
     journal = journal_of(out)
     if journal.exists() and not (resume or overwrite):
