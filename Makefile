@@ -31,7 +31,7 @@ demo: $(VENV)/.export
 	$(BIN)/quasar run experiments/quickstart.yaml --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
