@@ -68,12 +68,7 @@ def resilience(
     from quasar.resilience.study import check_kinds
 
     chosen = check_kinds(kinds)
-    folder = out or network / "resilience"
-    if out is None and (network / "manifest.json").is_file():
-        raise UsageError(f"{network}: is a bundle, whose files are checked; give the folder of the results with --out")
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file; give another --out")
-    _check_folder(folder, resume=resume, overwrite=overwrite)
+    folder = _folder(network, out, resume=resume, overwrite=overwrite)
     from contextlib import nullcontext
 
     from quasar.config import CONFIG_FILE
@@ -121,15 +116,25 @@ def _check(
         raise UsageError("--resume and --overwrite exclude each other")
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises `UsageError` if it is not said what to do with what an earlier study left, or other files are there."""
+def _folder(network: Path, out: Path | None, *, resume: bool, overwrite: bool) -> Path:
+    """Where the results go.
+
+    Raises:
+        UsageError: it is not said what to do with what an earlier study left, or other files are there.
+    """
     from quasar.resilience.journal import FILES
 
+    folder = out or network / "resilience"
+    if out is None and (network / "manifest.json").is_file():
+        raise UsageError(f"{network}: is a bundle, whose files are checked; give the folder of the results with --out")
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; give another --out")
     found = {item.name for item in folder.iterdir()} if folder.exists() else set()
     if others := found - set(FILES):
         raise UsageError(f"{folder}: holds other files ({min(others)}, …); give another --out")
     if found and not (resume or overwrite):
         raise UsageError(f"{folder}: holds a study already; go on with --resume, replace it with --overwrite, or --out")
+    return folder
 
 
 def _draw(document: Mapping[str, Any], folder: Path) -> Path:

@@ -38,6 +38,16 @@ print(labels, config["classes"] and [config["classes"][label] for label in label
 '''
 
 
+def _resized(image_size: int, training_image_size: int) -> str:
+    """What happens to images before a network of another size sees them; empty if nothing does."""
+    if training_image_size == image_size:
+        return ""
+    return (
+        f"\nThe network was trained on images of {training_image_size} pixels that were resized to {image_size}, "
+        "bilinearly and with antialiasing, after normalization.\n"
+    )
+
+
 def model_card(
     subnet: Subnet,
     *,
@@ -72,12 +82,6 @@ def model_card(
         "Multiply-accumulates": f"{workload.macs:,} for one image",
         "Input": f"{subnet.in_chans} x {subnet.image_size} x {subnet.image_size} pixels",
     }
-    resized = ""
-    if training_image_size != subnet.image_size:
-        resized = (
-            f"\nThe network was trained on images of {training_image_size} pixels that were resized to "
-            f"{subnet.image_size}, bilinearly and with antialiasing, after normalization.\n"
-        )
     shape = f"{subnet.in_chans}, {subnet.image_size}, {subnet.image_size}"
     return "\n".join(
         [
@@ -103,7 +107,7 @@ def model_card(
             "## Run it",
             "",
             *(_run_it(shape) if any(_SNIPPET_MODEL in files for _, files in forms) else ()),
-            resized,
+            _resized(subnet.image_size, training_image_size),
             "In torch, `quasar.export.bundle.load_bundle(folder).module()` is the same network with its integer codes.",
             "",
             "## Verify it",

@@ -17,7 +17,7 @@ import torch
 from quasar.export.onnx_qdq import build_qdq
 from quasar.export.onnx_session import session_options
 from quasar.export.optional import require
-from quasar.measuring.runtime import COPIES, Point, Run, Timed, linear_copies, small_subnet
+from quasar.measuring.runtime import COPIES, LAYERS, Point, Run, Timed, linear_copies, small_subnet
 from supernet.standalone import QuantLinear, SubnetViT
 from supernet.subnet import Subnet
 
@@ -41,19 +41,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     form = "the exported QDQ model: products of 8-bit codes, float32 between them"
     packages = ("onnxruntime",)
-    layers = {
-        "patch_embed": {"patch_embed": 1, "call": 1},
-        "qkv": {"linear_up": 3},  # q, k and v are products of their own
-        "scores": {"attention": 1},
-        "softmax": {},
-        "mix": {},
-        "proj": {"linear_down": 1},
-        "fc1": {"linear_up": 1, "gelu": 1},
-        "fc2": {"linear_down": 1},
-        "head": {"linear_down": 1},
-        "layernorm": {"layernorm": 1},
-        "residual": {"residual": 1},
-    }
+    layers = LAYERS | {"qkv": {"linear_up": 3}}  # q, k and v are products of their own
 
     def __init__(self, threads: int) -> None:
         self._ort = require("onnxruntime")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from quasar.measuring.runtime import COPIES, Point, Run, Timed, linear_copies, small_subnet
+from quasar.measuring.runtime import COPIES, LAYERS, Point, Run, Timed, linear_copies, small_subnet
 from supernet.subnet import BlockChoice, Subnet, hidden_units
 
 
@@ -84,19 +84,7 @@ class TorchRuntime:
     name = "torch"
     form = "the plain float32 network of torch.nn layers, eager"
     packages = ("torch",)
-    layers = {
-        "patch_embed": {"patch_embed": 1, "call": 1},
-        "qkv": {"linear_up": 1},
-        "scores": {"attention": 1},
-        "softmax": {},
-        "mix": {},
-        "proj": {"linear_down": 1},
-        "fc1": {"linear_up": 1, "gelu": 1},
-        "fc2": {"linear_down": 1},
-        "head": {"linear_down": 1},
-        "layernorm": {"layernorm": 1},
-        "residual": {"residual": 1},
-    }
+    layers = LAYERS
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -98,6 +98,20 @@ def small_subnet(
     )
 
 
+#: the operators that each layer of a network is made of, by the layer's kind, with their numbers
+LAYERS = {
+    "patch_embed": {"patch_embed": 1, "call": 1},
+    "qkv": {"linear_up": 1},
+    "scores": {"attention": 1},
+    "softmax": {},
+    "mix": {},
+    "proj": {"linear_down": 1},
+    "fc1": {"linear_up": 1, "gelu": 1},
+    "fc2": {"linear_down": 1},
+    "head": {"linear_down": 1},
+    "layernorm": {"layernorm": 1},
+    "residual": {"residual": 1},
+}
 #: copies of an operator without weights that are run together
 COPIES = 4
 

@@ -198,6 +198,9 @@ def test_clients_that_go_away_do_no_harm(serve):
                     b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
                 )
         until(lambda: client.predict(png(pixels())).status == 200)
+        stats = client("GET", "/stats").json
+    assert stats["queue"]["pending"] == 0
+    assert sum(stats["predictions"].values()) == 1
 
 
 def test_a_budget_changes_who_answers(serve, runtime):
